@@ -1,0 +1,37 @@
+# Everything runs in an environment of its own under .venvs/, made on first use and again when pyproject.toml changes
+# what it needs. Only Python 3.11 or newer, make and a network are needed.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+SEEDS ?= 1
+TRL := .venvs/trl/bin
+DOC_EXAMPLES := --doctest-modules --markdown-docs
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast lint format clean env-trl
+
+help: ## Say what there is
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: env-trl ## Train with GRPO and with SDPO on this machine and compare them (SEEDS=3 for means and spread)
+	@$(TRL)/sdpo demo --seeds $(SEEDS)
+
+test: lint ## Lint, types, the examples in docstrings and documents, and every test
+	@$(TRL)/python -m pytest $(DOC_EXAMPLES) tests sdpo_plugins README.md docs
+
+test-fast: env-trl ## The core's quick tests only
+	@$(TRL)/python -m pytest -m "not slow" tests/core
+
+lint: env-trl ## Style and types
+	@echo "ruff" && $(TRL)/ruff check . && $(TRL)/ruff format --check .
+	@echo "mypy" && $(TRL)/mypy
+
+format: env-trl ## Put the code in order
+	@$(TRL)/ruff format --quiet . && $(TRL)/ruff check --quiet --fix .
+
+env-trl: ## Make the TRL environment
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or say where it is: make PYTHON=/path/to/python3.11 …" >&2; exit 1; }
+	@$(PYTHON) scripts/environment.py trl
+
+clean: ## Remove environments, caches and builds; runs/ stays
+	@rm -rf .venvs build dist .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
