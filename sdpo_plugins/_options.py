@@ -132,7 +132,7 @@ def _describe_part(part: Any) -> str:
         return "a list of texts" if typing.get_args(part)[:1] == (str,) else "a list"
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return "a mapping"
-    return _TYPE_WORDS.get(origin) or getattr(origin, "__name__", str(origin))
+    return _TYPE_WORDS.get(origin) or str(getattr(origin, "__name__", origin))
 
 
 def _type_problem(name: str, value: Any, expected: Any, choices: Sequence[str]) -> str:

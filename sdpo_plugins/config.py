@@ -262,4 +262,4 @@ def _init_with_dialects(self: SDPOConfig, **options: Any) -> None:
 # signature that tools see stays the dataclass's own.
 _init_with_dialects.__wrapped__ = _plain_init  # type: ignore[attr-defined]
 _init_with_dialects.__doc__ = _plain_init.__doc__
-SDPOConfig.__init__ = _init_with_dialects  # type: ignore[method-assign,assignment]
+SDPOConfig.__init__ = _init_with_dialects  # type: ignore[method-assign]

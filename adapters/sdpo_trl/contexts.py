@@ -1,0 +1,153 @@
+"""Teacher contexts of a batch as tensors: built by the core, tokenised with the trainer's template, left-padded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdpo_plugins.config import SDPOConfig
+from sdpo_plugins.reprompt import EncodedContext, encode_contexts, encoding_metrics, is_success, opens_thinking
+from sdpo_plugins.reprompt.thinking import closing_tag
+from sdpo_plugins.types import Rollout, TeacherContext, TeacherContexts
+
+__all__ = ["ContextBuilder", "decode_responses", "pad_left", "thinking_opened"]
+
+
+@dataclass(frozen=True)
+class ContextBuilder:
+    """Makes teacher inputs out of rollouts.
+
+    Args:
+        config: The SDPO options.
+        reprompt: Builds the contexts, resolved once.
+        tokenizer: The trainer's; it is only read.
+        processor: The processor of a vision-language model, else None.
+        chat_template: The template the trainer renders prompts with, or None for the tokenizer's own.
+        chat_template_kwargs: More arguments of the template, the trainer's; the configuration's come on top.
+    """
+
+    config: SDPOConfig
+    reprompt: Callable[[Sequence[Rollout]], TeacherContexts]
+    tokenizer: Any
+    processor: Any = None
+    chat_template: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def tensors(
+        self, rollouts: Sequence[Rollout], mine: slice, batch: Mapping[str, Any], tools: Sequence[Any]
+    ) -> tuple[dict[str, Any], TeacherContexts, dict[str, float]]:
+        """Build the contexts of all rollouts and this rank's share of them as tensors.
+
+        Args:
+            rollouts: All ranks' rollouts.
+            mine: This rank's.
+            batch: TRL's tensors of this rank's rollouts.
+            tools: Tools that each of this rank's prompts shows, or None.
+
+        Returns:
+            `sdpo_prompt_ids` and `sdpo_prompt_mask` [B, P'], `sdpo_active` [B] and `sdpo_success` [B], for
+            vision-language models also their per-token types; all contexts; metrics.
+        """
+        contexts = self.reprompt(rollouts)
+        local = contexts.contexts[mine]
+        # Pictures keep their place in the batch, so where there are any, inactive rows are scored too.
+        encoded = self._encode(local, tools, skip_inactive="pixel_values" not in batch)
+        device = batch["prompt_ids"].device
+        ids, mask = pad_left([row.ids for row in encoded], self.tokenizer.pad_token_id, device)
+        success = [float(is_success(rollout, self.config)) for rollout in rollouts[mine]]
+        tensors: dict[str, Any] = {
+            "sdpo_prompt_ids": ids,
+            "sdpo_prompt_mask": mask,
+            "sdpo_active": torch.tensor([float(row.active) for row in encoded], device=device),
+            "sdpo_success": torch.tensor(success, device=device),
+        }
+        for name in ("token_type_ids", "mm_token_type_ids"):
+            if name in batch:
+                tensors[f"sdpo_{name}"] = self._token_types(ids, batch["completion_ids"], batch[name])
+        metrics = encoding_metrics(encoded, [context.active for context in local])
+        return tensors, contexts, {**contexts.metrics, **metrics}
+
+    def _encode(
+        self, contexts: Sequence[TeacherContext], tools: Sequence[Any], skip_inactive: bool
+    ) -> list[EncodedContext]:
+        """Tokenise each context with the tools that its prompt shows; environments may show different ones."""
+        encoded: dict[int, EncodedContext] = {}
+        for shown in {id(row): row for row in tools}.values():
+            rows = [row for row, own in enumerate(tools) if own is shown]
+            part = encode_contexts(
+                [contexts[row] for row in rows],
+                self.tokenizer if self.processor is None else self.processor,
+                self.config,
+                tools=shown,
+                chat_template=self.chat_template,
+                chat_template_kwargs=self.chat_template_kwargs,
+                skip_inactive=skip_inactive,
+            )
+            encoded.update(zip(rows, part.contexts, strict=True))
+        return [encoded[row] for row in range(len(contexts))]
+
+    def _token_types(self, prompt_ids: Tensor, completion_ids: Tensor, theirs: Tensor) -> Tensor:
+        """Mark the same picture tokens in the teacher's prompt that the student's marks name."""
+        image = getattr(self.processor, "image_token_id", None)
+        types = torch.zeros_like(prompt_ids)
+        if image is not None:
+            types[prompt_ids == image] = 1
+        video = getattr(self.processor, "video_token_id", None)
+        if video is not None:
+            types[prompt_ids == video] = 2
+        return torch.cat([types, theirs[:, -completion_ids.size(1) :]], dim=1).to(theirs.dtype)
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Pad token ids on the left.
+
+    Args:
+        rows: B lists of token ids; an empty one becomes a row of padding.
+        pad_token_id: What to pad with.
+        device: Where the tensors go.
+
+    Returns:
+        Ids and mask [B, longest], mask 1 for real tokens.
+
+    Example:
+        >>> pad_left([[5], [6, 7]], 0, torch.device("cpu"))[0].tolist()
+        [[0, 5], [6, 7]]
+    """
+    width = max([len(row) for row in rows] + [1])
+    ids = [[pad_token_id] * (width - len(row)) + list(row) for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def decode_responses(tokenizer: Any, rows: Sequence[Sequence[int]], thinking_tag: str) -> list[str]:
+    """Decode completions without special tokens, except thinking tags: their removal needs them in place.
+
+    Args:
+        tokenizer: Only read.
+        rows: Token ids of each completion.
+        thinking_tag: The opening tag.
+
+    Returns:
+        The texts.
+    """
+    vocabulary = {tokenizer.convert_tokens_to_ids(tag) for tag in (thinking_tag, closing_tag(thinking_tag))}
+    special = set(tokenizer.all_special_ids) - vocabulary
+    kept = [[token for token in map(int, row) if token not in special] for row in rows]
+    texts: list[str] = tokenizer.batch_decode(kept, skip_special_tokens=False)
+    return texts
+
+
+def thinking_opened(tokenizer: Any, prompt_ids: Tensor, thinking_tag: str) -> list[bool]:
+    """Say for each left-padded prompt whether it ends in the opening thinking tag.
+
+    Args:
+        tokenizer: Only read.
+        prompt_ids: [B, P].
+        thinking_tag: The opening tag.
+    """
+    tails = tokenizer.batch_decode(prompt_ids[:, -16:], skip_special_tokens=False)
+    return [opens_thinking(tail, thinking_tag) for tail in tails]

@@ -1,0 +1,163 @@
+"""`sdpo train recipe.yaml`: one training run from a file, on a task of the project or on a user's own data."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, load_dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import ModelConfig, TrlParser, get_peft_config
+
+from sdpo_plugins.embedded import checkpoint_path, load_task
+from sdpo_plugins.errors import ConfigError
+from sdpo_trl.arguments import SDPOTrainingArguments
+from sdpo_trl.embedded import dataset_of, reward_of, sampled_accuracy
+from sdpo_trl.trainer import SDPOTrainer
+
+__all__ = ["RecipeArguments", "import_function", "train"]
+
+EMBEDDED = "embedded"
+_SAMPLES = 8
+
+
+@dataclass
+class RecipeArguments:
+    """What a recipe says beyond training arguments: data and rewards."""
+
+    host: str = field(default="trl", metadata={"help": "The framework that runs the recipe."})
+    task: str | None = field(default=None, metadata={"help": "A task of the project: sums or facts."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "A dataset with a `prompt` column: a hub name, or a .json, .jsonl or .parquet file."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub dataset."})
+    dataset_split: str = field(default="train", metadata={"help": "Split to train on."})
+    reward_functions: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Reward functions as `module:function` or `path/to/file.py:function`."},
+    )
+
+
+def train(config: Path, overrides: Sequence[str]) -> None:
+    """Run a recipe.
+
+    Args:
+        config: The YAML file: options of `RecipeArguments`, `SDPOTrainingArguments` and TRL's `ModelConfig`, flat.
+            `model_name_or_path: embedded` is the project's own checkpoint.
+        overrides: `key=value` texts on top.
+
+    Raises:
+        ConfigError: Unknown options, no data, no reward function.
+    """
+    recipe, args, model_args = parse(config, overrides)
+    tokenizer_path = model_path = model_args.model_name_or_path
+    if model_path in (None, EMBEDDED):
+        tokenizer_path = model_path = str(checkpoint_path())
+    dataset, rewards = _data(recipe)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=model_args.trust_remote_code)
+    model: Any = model_path
+    if recipe.task:
+        model = AutoModelForCausalLM.from_pretrained(model_path)
+        before = sampled_accuracy(model, tokenizer, load_task(recipe.task), samples=_SAMPLES, seed=args.seed)
+        print(f"{recipe.task}: sampled accuracy before training {before:.1%}")
+    trainer = SDPOTrainer(
+        model,
+        reward_funcs=rewards,
+        args=args,
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_args),
+    )
+    begin = time.perf_counter()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    seconds = time.perf_counter() - begin
+    if recipe.task:
+        after = sampled_accuracy(model, tokenizer, load_task(recipe.task), samples=_SAMPLES, seed=args.seed)
+        print(f"{recipe.task}: sampled accuracy after {trainer.state.global_step} steps {after:.1%} ({seconds:.0f} s)")
+        method = "sdpo" if trainer.sdpo_config.enabled else "grpo"
+        result = {
+            "task": recipe.task,
+            "method": method,
+            "seed": args.seed,
+            "accuracy_before": before,
+            "accuracy_after": after,
+            "generations": trainer.state.global_step * args.generation_batch_size,
+            "seconds": seconds,
+        }
+        target = Path(args.output_dir) / "results.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps([result], indent=2) + "\n", encoding="utf-8")
+        print(f"Results: {target}")
+    trainer.save_model(args.output_dir)
+    print(f"Model: {args.output_dir}")
+
+
+def parse(config: Path, overrides: Sequence[str]) -> tuple[RecipeArguments, Any, ModelConfig]:
+    """Read a recipe's file and overrides into argument objects.
+
+    Raises:
+        ConfigError: An option that none of them has.
+    """
+    words = ["--config", str(config)]
+    for text in overrides:
+        key, _, value = text.partition("=")
+        words += [f"--{key.removeprefix('sdpo.')}", value]
+    parser = TrlParser((RecipeArguments, SDPOTrainingArguments, ModelConfig))
+    try:
+        recipe, args, model_args = parser.parse_args_and_config(words)
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"The recipe {config} cannot be used: {error}") from error
+    return recipe, args, model_args
+
+
+def _data(recipe: RecipeArguments) -> tuple[Dataset, list[Any]]:
+    if recipe.task:
+        return dataset_of(load_task(recipe.task)), [reward_of(recipe.task)]
+    if not recipe.dataset_name or not recipe.reward_functions:
+        raise ConfigError(
+            "A recipe needs `task` (sums or facts), or `dataset_name` and `reward_functions`; got "
+            f"dataset_name={recipe.dataset_name!r}, reward_functions={recipe.reward_functions!r}."
+        )
+    suffix = Path(recipe.dataset_name).suffix
+    if suffix in (".json", ".jsonl", ".parquet"):
+        kind = "parquet" if suffix == ".parquet" else "json"
+        dataset = load_dataset(kind, data_files=recipe.dataset_name, split="train")
+    else:
+        dataset = load_dataset(recipe.dataset_name, recipe.dataset_config, split=recipe.dataset_split)
+    return dataset, [import_function(name) for name in recipe.reward_functions]
+
+
+def import_function(name: str) -> Callable[..., Any]:
+    """Import `module:function` or `path/to/file.py:function`.
+
+    Raises:
+        ConfigError: Not of that form, or not there.
+
+    Example:
+        >>> import_function("math:sqrt")(4.0)
+        2.0
+    """
+    place, _, attribute = name.rpartition(":")
+    if not place or not attribute:
+        raise ConfigError(f"A reward function is named `module:function` or `file.py:function`, got {name!r}.")
+    try:
+        if place.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+            if spec is None or spec.loader is None:
+                raise ImportError(f"{place} is no Python file")
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+        function: Callable[..., Any] = getattr(module, attribute)
+    except (ImportError, AttributeError, OSError) as error:
+        raise ConfigError(f"The reward function {name!r} cannot be imported: {error}") from error
+    return function

@@ -1,0 +1,464 @@
+"""`SDPOTrainer`: TRL's GRPO trainer with SDPO's loss; it wraps GRPO's methods and copies none."""
+
+from __future__ import annotations
+
+import textwrap
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+import trl
+from torch import Tensor
+
+from sdpo_plugins.config import SDPOConfig
+from sdpo_plugins.errors import ConfigError
+from sdpo_plugins.health import HealthMonitor
+from sdpo_plugins.plugins import extra_metrics, resolve, validate
+from sdpo_plugins.reprompt import is_success
+from sdpo_plugins.teacher import local_tensors
+from sdpo_plugins.types import Rollout
+from sdpo_trl.arguments import SDPOTrainingArguments, sdpo_options
+from sdpo_trl.checks import argument_problems, check_dataset, check_model, check_prompts_of, check_reward_name
+from sdpo_trl.clock import TeacherClock
+from sdpo_trl.contexts import ContextBuilder, decode_responses, pad_left, thinking_opened
+from sdpo_trl.distill import Distiller
+from sdpo_trl.forward import is_sharded
+from sdpo_trl.probe import TeacherProbe, one_per_question, teacher_answers
+from sdpo_trl.rewards import FeedbackRecorder
+from sdpo_trl.rollouts import ScoredBatch, batch_rollouts, total_rewards
+from sdpo_trl.state import load_run_state, load_teacher_state, save_run_state, save_teacher_state
+from sdpo_trl.window import Window, measure
+
+__all__ = ["SDPOTrainer"]
+
+
+class SDPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
+    r"""Train with Self-Distilled Policy Optimization wherever a script trains with `GRPOTrainer`.
+
+    Everything but the loss is GRPO's: generation (transformers, vLLM), tools, environments, `rollout_func`, images,
+    rewards, logging, checkpoints. After each generation, answers that succeeded and feedback go into a teacher
+    context; the loss pulls the policy at every answer token towards the teacher's distribution there.
+
+    Args:
+        model: As for `GRPOTrainer`.
+        reward_funcs: As for `GRPOTrainer`; they may return feedback too, see `sdpo_trl.rewards.normalize_rewards`.
+        args: A `GRPOConfig`, or `SDPOTrainingArguments` with the SDPO options inside.
+        train_dataset: As for `GRPOTrainer`.
+        *rest: Further positional arguments of `GRPOTrainer`.
+        sdpo_config: The SDPO options, if `args` is a `GRPOConfig`: an `SDPOConfig` or a mapping of its options.
+        **kwargs: Every other argument of `GRPOTrainer`.
+
+    Raises:
+        ConfigError: Options that are invalid, contradict each other, or that SDPO cannot honour; all at once.
+        DataError: An empty dataset, prompts that end in an assistant turn, a tokenizer without a chat template.
+        TeacherError: The teacher does not fit the model, e.g. `lora_ema` on a model without LoRA.
+
+    Example:
+        >>> trainer = SDPOTrainer(model, reward_funcs=grade, args=GRPOConfig("out"), sdpo_config=SDPOConfig(alpha=0.5),
+        ...                       train_dataset=dataset)  # doctest: +SKIP
+
+    Source: arXiv 2601.20802.
+    """
+
+    _tag_names = ["trl", "grpo", "sdpo"]
+    _name = "SDPO"
+    _paper = {
+        "title": "Reinforcement Learning via Self-Distillation",
+        "id": "2601.20802",
+        "citation": textwrap.dedent("""\
+            @article{sdpo2026,
+                title  = {{Reinforcement Learning via Self-Distillation}},
+                year   = 2026,
+                eprint = {arXiv:2601.20802},
+            }"""),
+    }
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: Any = None,
+        train_dataset: Any = None,
+        *rest: Any,
+        sdpo_config: SDPOConfig | Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        _warn_if_patched_since()
+        args, config = _settle(model, args, sdpo_config)
+        self.sdpo_config = config
+        # Contexts, loss and teacher only exist where SDPO is on: off, this class is GRPOTrainer to the bit.
+        self._sdpo_on = config.enabled and config.grpo_weight < 1.0
+        if self._sdpo_on:
+            problems = argument_problems(args, config)
+            if problems:
+                raise ConfigError(problems)
+            validate(config, "trl")
+            check_dataset(train_dataset)
+        self._strategies = resolve(config)
+        self._recorder = FeedbackRecorder()
+        self._scored: ScoredBatch | None = None
+        self._window: Window | None = None
+        self._window_left = self._done_in_step = 0
+        self._health = HealthMonitor()
+        single = not isinstance(reward_funcs, (list, tuple))
+        funcs = None if reward_funcs is None else [reward_funcs] if single else list(reward_funcs)
+        if funcs is not None:
+            funcs = [self._recorder.wrap(func) for func in funcs]
+        super().__init__(model, funcs, args, train_dataset, *rest, **kwargs)
+        if self._sdpo_on:
+            self._prepare_sdpo()
+
+    def _prepare_sdpo(self) -> None:
+        """Check what only exists now, before anything is generated, and set up what the hooks below use."""
+        config = self.sdpo_config
+        check_reward_name(config, self.reward_func_names)
+        if config.success_reward_name is None and len(self.reward_func_names) > 1:
+            names = ", ".join(self.reward_func_names)
+            warnings.warn(
+                f"Success is judged by the weighted sum of the rewards ({names}); a bonus for format can move it. Set "
+                "`success_reward_name` to judge by one of them.",
+                stacklevel=4,
+            )
+        module = self.accelerator.unwrap_model(self.model)
+        check_model(module, self._tokenizer)
+        self._strategies.teacher.check_model(module)
+        self._contexts = ContextBuilder(
+            config=config,
+            reprompt=self._strategies.reprompter,
+            tokenizer=self._tokenizer,
+            processor=self.processing_class if self._is_vlm else None,
+            chat_template=getattr(self, "chat_template", None),
+            chat_template_kwargs=dict(getattr(self, "chat_template_kwargs", None) or {}),
+        )
+        if not self._has_environments:
+            check_prompts_of(self.train_dataset, self._tokenizer, config, self._contexts.chat_template)
+        self._probe = TeacherProbe(every=getattr(self.args, "teacher_accuracy_every", 0))
+        self._distiller = Distiller(
+            config=config,
+            divergence=self._strategies.divergence,
+            teacher=self._strategies.teacher,
+            temperature=self.temperature,
+            beta=self.beta,
+            weigh_kl=getattr(self.args, "use_bias_correction_kl", False),
+            scale_factor=config.loss_scale_factor or self.max_completion_length,
+            autocast=self._forward_autocast,
+            router_loss_weight=self.router_loss_coef_in_use,
+        )
+        self._clock = TeacherClock(
+            start=self._start_teacher,
+            step_begins=self._close_window,
+            advance=self._advance_teacher,
+            position=lambda: self._step,
+            batch_size=lambda: self.args.steps_per_generation * self.num_iterations,
+        )
+        self.add_callback(self._clock)
+
+    # What TRL knows under names that came and went between its versions
+
+    @property
+    def _has_environments(self) -> bool:
+        return any(getattr(self, name, None) is not None for name in ("environment_factories", "environments"))
+
+    @property
+    def router_loss_coef_in_use(self) -> float:
+        """Weight of the load-balancing loss of mixture-of-experts models; 0 if the host adds none."""
+        return float(self.router_aux_loss_coef) if getattr(self, "aux_loss_enabled", False) else 0.0
+
+    def _forward_autocast(self) -> AbstractContextManager[Any]:
+        return self.accelerator.autocast()
+
+    def _bare_model(self) -> torch.nn.Module:
+        module: torch.nn.Module = self.accelerator.unwrap_model(self.model_wrapped)
+        return module
+
+    def _tools_of_rows(self, count: int) -> list[Any]:
+        names = getattr(self, "_batch_environments", None)
+        per_environment = getattr(self, "_env_tools", None)
+        if names is not None and per_environment is not None:
+            return [per_environment[name] or None for name in names]
+        return [getattr(self, "tools", None) or None] * count
+
+    # Rollouts → teacher contexts
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        count = len(prompts)
+        column = [row.get("feedback") for row in inputs] if any("feedback" in row for row in inputs) else None
+        feedback = self._recorder.take(count, column)
+        if feedback is not None:
+            self._pending_extra_logs["feedback"] = list(feedback)
+        if self._sdpo_on:
+            self._scored = ScoredBatch(
+                prompts=list(prompts),
+                responses=decode_responses(self._tokenizer, completion_ids_list, self.sdpo_config.thinking_tag),
+                feedback=feedback or [None] * count,
+                thinking_opened=[False] * count,
+                rewards=rewards,
+            )
+        return rewards
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if self._sdpo_on:
+            output.update(self._teacher_inputs(inputs, output))
+        return output
+
+    def _teacher_inputs(self, inputs: Any, output: dict[str, Any]) -> dict[str, Any]:
+        """Build this rank's teacher contexts and return them as tensors that TRL splits with the batch."""
+        assert self._scored is not None
+        mode = "train" if self.model.training else "eval"
+        opened = thinking_opened(self._tokenizer, output["prompt_ids"], self.sdpo_config.thinking_tag)
+        scored = ScoredBatch(**{**vars(self._scored), "thinking_opened": opened})
+        self._scored = None
+        group = self.num_generations if mode == "train" else getattr(self, "num_generations_eval", self.num_generations)
+        rollouts, mine = batch_rollouts(
+            scored, self.reward_func_names, self.reward_weights, group, self.accelerator.process_index
+        )
+        tensors, contexts, metrics = self._contexts.tensors(
+            rollouts, mine, output, self._tools_of_rows(len(scored.prompts))
+        )
+        metrics.update(extra_metrics(self.sdpo_config, rollouts, contexts))
+        lengths = self.accelerator.gather(output["completion_mask"].sum(dim=1)).float()
+        self._note(mode, metrics)
+        if mode == "train":
+            self._warn(self._health.batch(metrics, float(lengths.mean())))
+            if self._probe.due():
+                self._note(mode, self._teacher_accuracy(rollouts[mine], inputs, output, tensors, group))
+        return tensors
+
+    def _teacher_accuracy(
+        self, rollouts: Sequence[Rollout], inputs: Any, output: Any, tensors: Any, group: int
+    ) -> dict[str, float]:
+        """Let the teacher answer one question of each group from its context, and score it like any answer."""
+        active = tensors["sdpo_active"].bool().tolist()
+        rank, count = self.accelerator.process_index, len(active)
+        rows = one_per_question(active, group, rank * count)
+        # Scoring gathers over ranks, so every rank hands in the same number; what is repeated counts nothing.
+        filled = (rows + [rows[0] if rows else 0] * count)[: -(-count // group) + 1]
+        weights = torch.zeros(len(filled), device=self.accelerator.device)
+        weights[: len(rows)] = 1.0
+        source, mask = ("sdpo_prompt_ids", "sdpo_prompt_mask") if rows else ("prompt_ids", "prompt_mask")
+        prompts = tensors if rows else output
+        ids = teacher_answers(
+            self._bare_model(),
+            self._strategies.teacher,
+            prompts[source][filled],
+            prompts[mask][filled],
+            self.generation_config,
+        )
+        texts = decode_responses(self._tokenizer, ids, self.sdpo_config.thinking_tag)
+        questions = [rollouts[row].prompt for row in filled]
+        answers: list[Any] = [
+            text if isinstance(question, str) else [{"role": "assistant", "content": text}]
+            for question, text in zip(questions, texts, strict=True)
+        ]
+        logs, figures = dict(self._pending_extra_logs), dict(self._pending_metrics)
+        self._pending_extra_logs.clear()
+        self._pending_metrics.clear()
+        rewards = super()._calculate_rewards([inputs[row] for row in filled], questions, answers, ids)
+        self._recorder.take(len(filled))
+        for pending, kept in ((self._pending_extra_logs, logs), (self._pending_metrics, figures)):
+            pending.clear()
+            pending.update(kept)
+        judged = self.accelerator.gather(weights).bool()
+        totals = total_rewards(rewards, self.reward_weights)
+        success = [
+            is_success(Rollout(0, "", "", float(total), rewards=dict(zip(self.reward_func_names, row, strict=True))), self.sdpo_config)
+            for total, row in zip(totals[judged], rewards[judged].tolist(), strict=True)
+        ]
+        return {"self_distillation/teacher_accuracy": sum(success) / len(success)} if success else {}
+
+    # The loss
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._sdpo_on:
+            if self.model.training:
+                self._open_window()
+            else:
+                self._window = self._measure([inputs], share=1.0)
+        return inputs
+
+    def _open_window(self) -> None:
+        """At the first micro-batch of an optimizer step (or of a generation inside it), count what the step holds."""
+        if self._window_left == 0:
+            steps = self.current_gradient_accumulation_steps
+            first = self._step % self.args.steps_per_generation
+            size = max(min(steps - self._done_in_step, self.args.steps_per_generation - first), 1)
+            self._window = self._measure(self._buffered_inputs[first : first + size], share=size / steps)
+            self._window_left = size
+        self._window_left -= 1
+        self._done_in_step += 1
+
+    def _close_window(self) -> None:
+        self._window_left = self._done_in_step = 0
+
+    def _measure(self, batches: Sequence[dict[str, Any]], share: float) -> Window:
+        config = self.sdpo_config
+        if config.loss_normalization == "reference":
+            # The authors' way: every micro-batch by its own count, then the mean over micro-batches.
+            share = 1.0 / self.current_gradient_accumulation_steps if self.model.training else 1.0
+        return measure(
+            batches,
+            config.loss_agg_mode,
+            share,
+            lambda sums: self.accelerator.reduce(sums, reduction="sum"),
+        )
+
+    def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
+        if not self._sdpo_on:
+            loss: Tensor = super()._compute_loss(model, inputs)
+            return loss
+        assert self._window is not None
+        config = self.sdpo_config
+        self._distiller.sharded = is_sharded(self._bare_model())
+        loss, sums = self._distiller.loss(model, self._bare_model(), inputs, self._window)
+        if config.loss_normalization == "global":
+            # Gradients are averaged over ranks, while the window's divisor already counts all of them.
+            loss = loss * self.accelerator.num_processes
+        self._note_step(sums, inputs["sdpo_active"].device)
+        if config.grpo_weight > 0.0:
+            loss = config.grpo_weight * super()._compute_loss(model, inputs) + (1.0 - config.grpo_weight) * loss
+        return loss
+
+    # Metrics
+
+    def _note(self, mode: str, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._metrics[mode][name].append(float(value))
+
+    def _note_step(self, sums: Mapping[str, Tensor], device: torch.device) -> None:
+        names = (
+            "active_tokens",
+            "divergence",
+            "gap",
+            "gap_success",
+            "success_tokens",
+            "log_prob",
+            "importance_ratio",
+            "kl",
+            "kl_tokens",
+        )
+        zero = torch.zeros((), device=device)
+        local = torch.stack([sums.get(name, zero).detach().float() for name in names])
+        total = dict(zip(names, self.accelerator.reduce(local, reduction="sum").tolist(), strict=True))
+        mode = "train" if self.model.training else "eval"
+        active = total["active_tokens"]
+        metrics = {"self_distillation/active_tokens": active}
+        if active > 0:
+            for name in ("divergence", "gap", "log_prob", "importance_ratio"):
+                metrics[f"self_distillation/{name}"] = total[name] / active
+            # A teacher worth following likes what succeeded and doubts what failed.
+            failed = active - total["success_tokens"]
+            if total["success_tokens"] > 0:
+                metrics["self_distillation/gap_on_success"] = total["gap_success"] / total["success_tokens"]
+            if failed > 0:
+                metrics["self_distillation/gap_on_failure"] = (total["gap"] - total["gap_success"]) / failed
+        if total["kl_tokens"] > 0:
+            metrics["kl"] = total["kl"] / total["kl_tokens"]
+        self._note(mode, metrics)
+        if mode == "train":
+            self._warn(self._health.step(total["divergence"] / active if active else 0.0, active))
+
+    def _warn(self, messages: Sequence[str]) -> None:
+        if self.accelerator.is_main_process:
+            for message in messages:
+                warnings.warn(message, stacklevel=3)
+
+    # The teacher's life
+
+    def _start_teacher(self) -> None:
+        teacher = self._strategies.teacher
+        if not teacher.started:
+            teacher.start(local_tensors(self._bare_model()))
+
+    def _advance_teacher(self, batches: int, steps: int) -> None:
+        teacher = self._strategies.teacher
+        if teacher.due(batches, steps):
+            module = self._bare_model()
+            reduce = self._sum_over_ranks if is_sharded(module) else None
+            self._note("train", teacher.update(local_tensors(module), reduce=reduce))
+
+    def _sum_over_ranks(self, values: list[float]) -> list[float]:
+        total = self.accelerator.reduce(torch.tensor(values, device=self.accelerator.device), reduction="sum")
+        return [float(value) for value in total]
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if not self._sdpo_on:
+            return
+        checkpoint = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        self._start_teacher()
+        save_teacher_state(self._strategies.teacher, checkpoint, rank, world, is_sharded(self._bare_model()))
+        every = self.args.steps_per_generation * self.num_iterations
+        middle = self._step % every != 0
+        state = {
+            "step": self._step,
+            "clock": self._clock.state_dict(),
+            "health": self._health.state_dict(),
+            "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
+        }
+        save_run_state(checkpoint, rank, state, self._buffered_inputs if middle else None)
+        self.accelerator.wait_for_everyone()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if not self._sdpo_on or checkpoint is None:
+            return
+        folder = Path(checkpoint)
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        module = self._bare_model()
+        load_teacher_state(
+            self._strategies.teacher, folder, local_tensors(module), rank, world, is_sharded(module)
+        )
+        state, rollouts = load_run_state(folder, rank, self.accelerator.device)
+        self._clock.load_state_dict(state["clock"])
+        self._health.load_state_dict(state["health"])
+        for name, values in state["metrics"].items():
+            self._metrics["train"][name].extend(values)
+        if rollouts is not None:
+            self._step, self._buffered_inputs = state["step"], rollouts
+
+
+def _settle(
+    model: Any, args: Any, sdpo_config: SDPOConfig | Mapping[str, Any] | None
+) -> tuple[Any, SDPOConfig]:
+    """Bring the ways of giving options together: two objects, or one."""
+    inside = sdpo_options(args)
+    if sdpo_config is not None and inside:
+        raise ConfigError(
+            f"SDPO options were given twice: in `args` ({', '.join(sorted(inside))}) and as `sdpo_config`. Give them in "
+            "one place: `args=SDPOTrainingArguments(...)`, or `args=GRPOConfig(...)` with `sdpo_config=SDPOConfig(...)`."
+        )
+    if args is None:
+        name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or "model"
+        args = SDPOTrainingArguments(f"{name.split('/')[-1]}-SDPO")
+    if not isinstance(args, trl.GRPOConfig):
+        raise ConfigError(
+            f"`args` must be a trl.GRPOConfig or sdpo_trl.SDPOTrainingArguments, got {type(args).__name__}."
+        )
+    if sdpo_config is None:
+        return args, SDPOConfig.from_mapping(inside)
+    if isinstance(sdpo_config, SDPOConfig):
+        return args, sdpo_config
+    if isinstance(sdpo_config, Mapping):
+        return args, SDPOConfig.from_mapping(sdpo_config)
+    raise ConfigError(
+        f"`sdpo_config` must be an SDPOConfig or a mapping of its options, got {type(sdpo_config).__name__}."
+    )
+
+
+def _warn_if_patched_since() -> None:
+    """Unsloth replaces `trl.GRPOTrainer`; a subclass made before that would train through the old one."""
+    current = trl.GRPOTrainer
+    if not issubclass(SDPOTrainer, current):
+        warnings.warn(
+            f"trl.GRPOTrainer was replaced by {current.__module__}.{current.__qualname__} after `sdpo_trl` was imported, "
+            "so SDPOTrainer does not go through it. Call PatchFastRL first, then import sdpo_trl: move the import of "
+            "sdpo_trl below the patch and start again.",
+            stacklevel=3,
+        )
