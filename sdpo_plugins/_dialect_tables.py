@@ -9,7 +9,7 @@ from typing import Any
 from sdpo_plugins.errors import nearest
 from sdpo_plugins.presets import DATACLASS_TEMPLATES, PRESETS
 
-__all__ = ["DIALECTS", "HOST_OPTIONS", "SHARED_ROWS", "Dialect", "Row", "Untranslatable"]
+__all__ = ["DIALECTS", "SHARED_ROWS", "Dialect", "Row", "Untranslatable"]
 
 
 class Untranslatable(Exception):
@@ -170,9 +170,7 @@ def _distillation_mode(value: Any, given: Mapping[str, Any]) -> Mapping[str, Any
     topk = given.get("distillation_topk")
     if value == "topk_logits":
         if topk is None:
-            raise Untranslatable(
-                "`distillation_mode='topk_logits'` needs `distillation_topk`, e.g. 100; none was given."
-            )
+            raise Untranslatable("`distillation_mode='topk_logits'` needs `distillation_topk`, for example 100.")
         return {"full_logit_distillation": True, "distillation_topk": topk}
     if topk is not None:
         raise Untranslatable(
@@ -290,33 +288,3 @@ DIALECTS: Mapping[str, Dialect] = {table.name: table for table in (_LASGROUP, _S
 
 # Names that two projects use for the same thing with different words; without a dialect, both sets are accepted.
 SHARED_ROWS: Mapping[str, Row] = _rows(_choose("teacher_mode", "teacher", {**_RL_TEACHERS, **_TRAINER_TEACHERS}))
-
-# Frequent guests from a trainer's own arguments; they get a message that says where they belong.
-HOST_OPTIONS = frozenset(
-    {
-        "beta",
-        "bf16",
-        "epsilon",
-        "epsilon_high",
-        "gradient_accumulation_steps",
-        "kl_coef",
-        "learning_rate",
-        "loss_type",
-        "lr",
-        "max_completion_length",
-        "max_prompt_length",
-        "max_steps",
-        "model_init_kwargs",
-        "num_generations",
-        "num_iterations",
-        "output_dir",
-        "per_device_train_batch_size",
-        "report_to",
-        "reward_weights",
-        "scale_rewards",
-        "seed",
-        "temperature",
-        "use_vllm",
-        "weight_decay",
-    }
-)

@@ -14,9 +14,27 @@ from typing import Any
 import pluggy
 
 from sdpo_plugins import builtin, hookspecs
+from sdpo_plugins._catalogues import (
+    DIVERGENCES,
+    HOST_KIND,
+    REPROMPTERS,
+    SCORERS,
+    SELECTORS,
+    TEACHERS,
+    collect,
+)
 from sdpo_plugins.errors import ConfigError, PluginError, nearest
+from sdpo_plugins.types import Divergence, Host, Reprompter, Scorer, Selector, TeacherStrategy
 
-__all__ = ["BUILTIN", "InstalledPlugin", "create_plugin_manager", "installed_plugins", "register", "shared_manager"]
+__all__ = [
+    "BUILTIN",
+    "InstalledPlugin",
+    "SDPOPluginManager",
+    "create_plugin_manager",
+    "installed_plugins",
+    "register",
+    "shared_manager",
+]
 
 BUILTIN = "builtin"
 _OURS = "sdpo-plugins"
@@ -39,7 +57,38 @@ class InstalledPlugin:
     active: bool
 
 
-def create_plugin_manager(names: Iterable[str] = ()) -> pluggy.PluginManager:
+class SDPOPluginManager(pluggy.PluginManager):
+    """pluggy's manager, with what its plug-ins offer as catalogues: entries by name, typed and checked.
+
+    Each method raises `PluginError` if a plug-in gave something of the wrong type, or two gave the same name.
+    """
+
+    def divergences(self) -> dict[str, Divergence]:
+        """Return the per-token divergences."""
+        return collect(self, DIVERGENCES)
+
+    def selectors(self) -> dict[str, Selector]:
+        """Return the rules for who demonstrates."""
+        return collect(self, SELECTORS)
+
+    def reprompters(self) -> dict[str, Reprompter]:
+        """Return the builders of teacher contexts."""
+        return collect(self, REPROMPTERS)
+
+    def scorers(self) -> dict[str, Scorer]:
+        """Return the functions that give reward and feedback."""
+        return collect(self, SCORERS)
+
+    def teachers(self) -> dict[str, TeacherStrategy]:
+        """Return the strategies for the teacher's weights."""
+        return collect(self, TEACHERS)
+
+    def hosts(self) -> dict[str, Host]:
+        """Return the training frameworks."""
+        return collect(self, HOST_KIND)
+
+
+def create_plugin_manager(names: Iterable[str] = ()) -> SDPOPluginManager:
     """Load our own strategies and the named plug-ins, and nothing else.
 
     Args:
@@ -54,13 +103,14 @@ def create_plugin_manager(names: Iterable[str] = ()) -> pluggy.PluginManager:
         PluginError: A plug-in fails to import, or a hook of it is misspelt or takes arguments that do not exist.
 
     Example:
-        >>> create_plugin_manager().list_name_plugin()[0][0]
-        'builtin'
+        >>> list(create_plugin_manager().selectors())
+        ['first', 'random', 'shortest', 'best_reward', 'none']
     """
-    manager = pluggy.PluginManager(hookspecs.PROJECT_NAME)
+    manager = SDPOPluginManager(hookspecs.PROJECT_NAME)
     manager.add_hookspecs(hookspecs)
     register(manager, builtin, BUILTIN)
-    loaded, problems = [], []
+    loaded: list[tuple[str, object]] = []
+    problems: list[str] = []
     for name in dict.fromkeys(names):
         try:
             loaded.append((name, _load(name)))
@@ -74,12 +124,12 @@ def create_plugin_manager(names: Iterable[str] = ()) -> pluggy.PluginManager:
 
 
 @functools.lru_cache(maxsize=32)
-def shared_manager(names: tuple[str, ...]) -> pluggy.PluginManager:
+def shared_manager(names: tuple[str, ...]) -> SDPOPluginManager:
     """Return one checked manager for each set of names; read it, do not register with it."""
     return create_plugin_manager(names)
 
 
-def register(manager: pluggy.PluginManager, plugin: object, name: str) -> None:
+def register(manager: SDPOPluginManager, plugin: object, name: str) -> None:
     """Register one plug-in and check its hooks.
 
     Args:
@@ -126,7 +176,7 @@ def installed_plugins(names: Iterable[str] = ()) -> tuple[InstalledPlugin, ...]:
     return tuple(found)
 
 
-def _check_spelling(manager: pluggy.PluginManager, plugin: object, name: str) -> None:
+def _check_spelling(manager: SDPOPluginManager, plugin: object, name: str) -> None:
     hooks = _hook_names()
     callers = manager.get_hookcallers(plugin) or []
     for caller in callers:
@@ -174,7 +224,7 @@ def _load(name: str) -> object:
         listing = ", ".join(map(repr, choices)) if choices else "none"
         raise ConfigError(
             f"`plugins` names {name!r}, which is not installed. Installed are: {listing}.{nearest(name, choices)} "
-            "Give the name of an entry point, or an import path such as 'my_package.my_module' or 'my_module:my_plugin'."
+            "Give the name of an entry point, or an import path such as 'my_package.my_module' or 'my_module:plugin'."
         )
     return _import(name, functools.partial(_follow, name), "")
 

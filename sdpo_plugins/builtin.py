@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["HOSTS"]
 
+_LATER = "pip install --upgrade sdpo-plugins  # a later release brings this adapter"
+
 # The versions that an adapter was tested with stand here only; `sdpo doctor` and the adapters read them from here.
 HOSTS = (
     Host(
@@ -29,16 +31,16 @@ HOSTS = (
         "verl",
         ">=0.9.0,<0.11",
         "sdpo_verl",
-        "pip install 'sdpo-plugins[verl]'",
-        "verl: the adapter is not in this release.",
+        _LATER,
+        "verl (adapter not in this release).",
     ),
     Host(
         "openrlhf",
         "openrlhf",
         ">=0.10.4,<0.12",
         "sdpo_openrlhf",
-        "pip install 'sdpo-plugins[openrlhf]'",
-        "OpenRLHF: the adapter is not in this release.",
+        _LATER,
+        "OpenRLHF (adapter not in this release).",
     ),
 )
 

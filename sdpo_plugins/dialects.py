@@ -11,7 +11,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from sdpo_plugins._dialect_tables import DIALECTS, HOST_OPTIONS, SHARED_ROWS, Dialect, Row, Untranslatable
+from sdpo_plugins._dialect_tables import DIALECTS, SHARED_ROWS, Dialect, Row, Untranslatable
 from sdpo_plugins.errors import ConfigError, nearest
 
 __all__ = ["dialect_names", "translate", "translation"]
@@ -24,6 +24,36 @@ _AUTHORS_BESIDE = {
     ("actor", "loss_agg_mode"): "loss_agg_mode",
     ("actor", "loss_scale_factor"): "loss_scale_factor",
 }
+
+# Frequent guests from a trainer's own arguments; they get a message that says where they belong.
+_HOST_OPTIONS = frozenset(
+    {
+        "beta",
+        "bf16",
+        "epsilon",
+        "epsilon_high",
+        "gradient_accumulation_steps",
+        "kl_coef",
+        "learning_rate",
+        "loss_type",
+        "lr",
+        "max_completion_length",
+        "max_prompt_length",
+        "max_steps",
+        "model_init_kwargs",
+        "num_generations",
+        "num_iterations",
+        "output_dir",
+        "per_device_train_batch_size",
+        "report_to",
+        "reward_weights",
+        "scale_rewards",
+        "seed",
+        "temperature",
+        "use_vllm",
+        "weight_decay",
+    }
+)
 
 
 def dialect_names() -> tuple[str, ...]:
@@ -113,7 +143,7 @@ def _unknown(table: Dialect, name: Any) -> str:
         return (
             f"`{name}` is no option by itself: use SDPOConfig.preset(…), or give it to SDPOConfig.from_mapping({{…}})."
         )
-    if name in HOST_OPTIONS:
+    if name in _HOST_OPTIONS:
         return f"`{name}` is an option of the trainer, not of SDPO: give it to the host (in TRL: to GRPOConfig)."
     if table.name and name in _option_names():
         return (

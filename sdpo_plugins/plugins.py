@@ -9,9 +9,6 @@ Installing a plug-in never changes a run; naming it in `plugins` does. No hook i
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.metadata
-import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +16,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pluggy
-from packaging.specifiers import SpecifierSet
 
 from sdpo_plugins._catalogues import (
     DIVERGENCES,
@@ -35,6 +31,7 @@ from sdpo_plugins._catalogues import (
     find,
     parse_options,
 )
+from sdpo_plugins._hosts import HostStatus, host_status, load_adapter
 from sdpo_plugins._registry import (
     InstalledPlugin,
     create_plugin_manager,
@@ -87,23 +84,6 @@ class Strategies:
     selector: Callable[..., int | None]
     reprompter: Callable[[Sequence[Rollout]], TeacherContexts]
     teacher: Any
-
-
-@dataclass(frozen=True)
-class HostStatus:
-    """What this environment has of a host.
-
-    Args:
-        host: The catalogue entry.
-        installed: Version of the host's distribution, or None.
-        supported: True if that version lies in the entry's requirement.
-        adapter: True if the adapter package can be imported.
-    """
-
-    host: Host
-    installed: str | None
-    supported: bool
-    adapter: bool
 
 
 def catalogue(kind: str, plugins: Sequence[str] = ()) -> dict[str, Any]:
@@ -271,6 +251,12 @@ def attach(target: object, plugins: Sequence[str] = ()) -> ModuleType:
 
     Raises:
         HostError: No plug-in knows the object, or the adapter is not there.
+
+    Example:
+        >>> attach(object())  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        sdpo_plugins.errors.HostError: No host knows what to do with a builtins.object; the hosts are trl, ...
     """
     host = shared_manager(tuple(plugins)).hook.sdpo_attach(target=target)
     if host is None:
@@ -280,37 +266,6 @@ def attach(target: object, plugins: Sequence[str] = ()) -> ModuleType:
     if not isinstance(host, Host):
         raise PluginError(f"The hook `sdpo_attach` must return a Host or None, got {host!r}.")
     return load_adapter(host)
-
-
-def load_adapter(host: Host) -> ModuleType:
-    """Import a host's adapter, after checking that the host is there in a version it supports.
-
-    Raises:
-        HostError: Says what is missing and the command that installs it.
-    """
-    status = host_status(host)
-    if not status.adapter:
-        raise HostError(f"The adapter {host.adapter!r} for {host.name} is not in this release of sdpo-plugins.")
-    if not status.supported:
-        found = f"version {status.installed} is installed" if status.installed else "it is not installed"
-        raise HostError(f"{host.name} {host.requirement} is needed, but {found}. Run: {host.install}")
-    return importlib.import_module(host.adapter)
-
-
-def host_status(host: Host) -> HostStatus:
-    """Say what this environment has of a host, without importing the host or its adapter.
-
-    Example:
-        >>> host_status(catalogue("host")["trl"]).host.adapter
-        'sdpo_trl'
-    """
-    try:
-        installed: str | None = importlib.metadata.version(host.distribution)
-    except importlib.metadata.PackageNotFoundError:
-        installed = None
-    supported = installed is not None and SpecifierSet(host.requirement).contains(installed, prereleases=True)
-    adapter = importlib.util.find_spec(host.adapter.partition(".")[0]) is not None
-    return HostStatus(host, installed, supported, adapter)
 
 
 def _built(config: SDPOConfig, kind: Kind[Any]) -> Any:
