@@ -112,7 +112,10 @@ def build(environment: Environment, folder: Path) -> None:
     python = str(folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
     pip = [python, "-m", "pip", "--disable-pip-version-check", "--no-input"]
     gpu = has_gpu()
-    step(f"{environment.torch} ({'CUDA' if gpu else 'CPU'})", [*pip, "install", "--quiet", *torch_arguments(environment, gpu)])
+    step(
+        f"{environment.torch} ({'CUDA' if gpu else 'CPU'})",
+        [*pip, "install", "--quiet", *torch_arguments(environment, gpu)],
+    )
     if not gpu:
         refuse_cuda(python)
     project = f"{ROOT}[{','.join(environment.extras)}]"
@@ -160,7 +163,9 @@ def step(title: str, command: Sequence[str]) -> None:
     """Run one command and say what runs and how long it took; its own words are shown if it fails."""
     print(f"  {title} … ", end="", file=sys.stderr, flush=True)
     started = time.monotonic()
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     if done.returncode:
         print("failed", file=sys.stderr)
         print(done.stdout, file=sys.stderr)

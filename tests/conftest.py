@@ -1,0 +1,6 @@
+"""What every test may rely on: no network, and no warning about tokenizers in forked processes."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"

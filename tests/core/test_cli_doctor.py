@@ -1,0 +1,81 @@
+"""`sdpo doctor`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sdpo_plugins import Host
+from sdpo_plugins.cli import app
+from sdpo_plugins.cli.doctor import diagnose
+from sdpo_plugins.cli.hosts import advice, state
+from sdpo_plugins.plugins import host_status
+
+
+def findings() -> dict[str, dict[str, str]]:
+    result = CliRunner().invoke(app, ["doctor", "--json"])
+    assert result.exit_code == 0, result.output
+    return {finding["subject"]: finding for finding in json.loads(result.stdout)["findings"]}
+
+
+def test_a_working_installation_is_healthy():
+    result = CliRunner().invoke(app, ["doctor"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    assert "Ready." in result.stdout
+
+
+def test_it_reports_the_versions_that_are_installed():
+    found = findings()
+    assert found["python"]["found"].startswith(platform.python_version())
+    for name in ("torch", "pluggy", "typer", "safetensors", "transformers"):
+        assert found[name]["found"] == importlib.metadata.version(name)
+        assert found[name]["state"] == "ok"
+    assert found["host trl"]["state"] == "ok"
+    assert found["host trl"]["found"].startswith(importlib.metadata.version("trl"))
+
+
+def test_it_reports_the_device():
+    device = findings()["torch device"]["found"]
+    assert ("CUDA" in device) == torch.cuda.is_available()
+    assert device
+
+
+def test_hosts_without_an_adapter_are_no_fault():
+    assert findings()["host verl"]["state"] == "note"
+
+
+@pytest.mark.parametrize(
+    ("distribution", "requirement", "adapter", "expected", "helps"),
+    [
+        ("pytest", ">=1", "pytest", "ready", False),
+        ("pytest", ">=999", "pytest", "unsupported", True),
+        ("no-such-distribution", ">=1", "pytest", "missing", True),
+        ("pytest", ">=1", "no_such_adapter", "no adapter", False),
+        ("no-such-distribution", ">=1", "no_such_adapter", "no adapter", False),
+    ],
+)
+def test_states_of_a_host(distribution, requirement, adapter, expected, helps):
+    host = Host("name", distribution, requirement, adapter, "pip install it")
+    assert state(host_status(host)) == expected
+    assert advice(host_status(host)) == ("pip install it" if helps else "")
+
+
+def test_a_requirement_that_is_not_met_is_broken(tmp_path, monkeypatch):
+    info = tmp_path / "sdpo_plugins-0.0.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: sdpo-plugins\nVersion: 0.0.0\n"
+        "Requires-Dist: pluggy>=999\nRequires-Dist: no-such-distribution>=1\n"
+        "Requires-Dist: typer>=0.1\nRequires-Dist: also-missing; extra == 'trl'\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = {finding.subject: finding for finding in diagnose()}
+    assert found["pluggy"].state == "broken" and ">=999" in found["pluggy"].found
+    assert found["no-such-distribution"].advice == "pip install 'no-such-distribution>=1'"
+    assert found["typer"].state == "ok"
+    assert "also-missing" not in found
