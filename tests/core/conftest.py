@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 CHAT_TEMPLATE = (
-    "{%- if tools %}{{- '<|im_start|>tools\\n' + (tools | tojson) + '<|im_end|>\\n' }}{%- endif %}"
+    "{%- if tools is not none %}{{- '<|im_start|>tools\\n' + (tools | tojson) + '<|im_end|>\\n' }}{%- endif %}"
     "{%- for message in messages %}"
     "{%- if message.role == 'critic' %}{{- raise_exception('no critics here') }}{%- endif %}"
     "{{- '<|im_start|>' + message.role + '\\n' }}"

@@ -7,6 +7,7 @@ import pickle
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -298,6 +299,14 @@ def test_a_demonstration_that_began_inside_of_the_templates_tag_loses_its_thinki
     rollouts = [Rollout(0, USER, "long thoughts</think>\n56", 1.0, thinking_opened=True), Rollout(0, USER, "54", 0.0)]
     context = build_teacher_contexts(rollouts, SDPOConfig()).contexts[1]
     assert context.sections[0].text == "56" and "thoughts" not in context.messages[0]["content"]
+
+
+def test_strict_removal_knows_that_the_template_opened_the_tag() -> None:
+    rollouts = [Rollout(0, USER, "cut off in thought", 1.0, thinking_opened=True), Rollout(0, USER, "54", 0.0)]
+    config = SDPOConfig(thinking_removal="strict")
+    assert build_teacher_contexts(rollouts, config).contexts[1].demonstration_index is None
+    closed = [replace(rollouts[0], thinking_opened=False), rollouts[1]]
+    assert build_teacher_contexts(closed, config).contexts[1].demonstration_index == 0
 
 
 def test_rebuild_writes_the_same_messages_and_drops_emptied_sections() -> None:

@@ -279,6 +279,11 @@ def test_longest_fitting_finds_the_border_on_uneven_texts() -> None:
         )
 
 
+def test_longest_fitting_does_not_creep_where_interpolation_misleads() -> None:
+    found = longest_fitting(lambda n: 5 + 9 * max(n - 10_000, 0), 10_100, 50, 5, 905)
+    assert 9_900 <= found <= 10_005
+
+
 def test_keep_part_stops_at_words() -> None:
     demonstration, feedback = Section("demonstration", "alpha 12345 omega"), Section("feedback", "alpha 12345 omega")
     assert [keep_part(demonstration, n) for n in (0, 5, 6, 8, 11, 12, 17, 99)] == [
