@@ -66,9 +66,8 @@ def _check_shapes(name: str, function: Callable[..., Any], draw: Callable[..., T
             f"{name} must sum over the last dimension: inputs {list(shape)} must give {list(shape[:-1])}, got "
             f"{list(result.shape)}"
         )
-        assert torch.equal(student, before[0]) and torch.equal(teacher, before[1]), (
-            f"{name} changed its inputs in place"
-        )
+        unchanged = torch.equal(student, before[0]) and torch.equal(teacher, before[1])
+        assert unchanged, f"{name} changed its inputs in place"
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         result = function(draw(3, 7, dtype=dtype), draw(3, 7, dtype=dtype))
         wanted = (dtype,) if dtype in (torch.float64, torch.float32) else (torch.float32, dtype)

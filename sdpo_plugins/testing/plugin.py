@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sdpo_plugins._catalogues import DIVERGENCES, KINDS, REPROMPTERS, SELECTORS, TEACHERS, collect
@@ -16,7 +16,7 @@ from sdpo_plugins.testing.teachers import check_teacher
 
 __all__ = ["check_plugin"]
 
-_CHECKS = {
+_CHECKS: Mapping[str, Callable[..., None]] = {
     DIVERGENCES.name: check_divergence,
     SELECTORS.name: check_selector,
     REPROMPTERS.name: check_reprompter,

@@ -59,21 +59,9 @@ def check_reprompter(
 def _check_context(where: str, rollouts: list[Rollout], rollout: Rollout, context: TeacherContext) -> None:
     assert isinstance(context, TeacherContext), f"{where} must be a TeacherContext, got {context!r}"
     if isinstance(rollout.prompt, str):
-        assert isinstance(context.messages, str), (
-            f"{where} a string prompt must give a string, got {context.messages!r}"
-        )
+        assert isinstance(context.messages, str), f"{where} must be a string like its prompt, got {context.messages!r}"
     else:
-        messages = context.messages
-        well_formed = isinstance(messages, list) and all(
-            isinstance(message, dict) and {"role", "content"} <= set(message) for message in messages
-        )
-        assert well_formed, (
-            f"{where} a chat prompt must give a list of messages with role and content, got {messages!r}"
-        )
-        assert messages and messages[-1]["role"] in ("user", "tool"), (  # type: ignore[index]
-            f"{where} the last message must be a user's or a tool's, so that the assistant answers; got {messages[-1]!r}"  # type: ignore[index]
-        )
-        assert messages is not rollout.prompt, f"{where} must copy the prompt's messages, not hand out the user's own"
+        _check_chat(where, rollout.prompt, context.messages)
     if rollout.is_padding:
         assert not context.active, f"{where} is padding and must be inactive"
     if not context.active:
@@ -86,6 +74,18 @@ def _check_context(where: str, rollouts: list[Rollout], rollout: Rollout, contex
     if context.sections and context.rebuild is not None:
         again = context.rebuild([section.text for section in context.sections])
         assert again == context.messages, f"{where} `rebuild` with the same texts must give the same messages"
+
+
+def _check_chat(where: str, prompt: Any, messages: Any) -> None:
+    well_formed = isinstance(messages, list) and all(
+        isinstance(message, dict) and {"role", "content"} <= set(message) for message in messages
+    )
+    assert well_formed, f"{where} must be a list of messages with role and content, got {messages!r}"
+    assert messages and messages[-1]["role"] in ("user", "tool"), (
+        f"{where} must end in a user's or a tool's message, so that the assistant answers; got {messages[-1:]!r}"
+    )
+    own = any(message is original for message in messages for original in prompt)
+    assert not own, f"{where} must copy the prompt's messages, not hand out the user's own"
 
 
 def _check_demonstration(where: str, rollouts: list[Rollout], rollout: Rollout, context: TeacherContext) -> None:

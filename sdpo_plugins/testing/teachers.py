@@ -109,8 +109,9 @@ def _check_checkpoint(
         f"{name} gives other logits after `state_dict`, `load_state_dict`"
     )
     _train_a_little(model)
+    reached = 2 * (config or SDPOConfig()).teacher_update_every
     for which in (resumed, teacher):
-        which.due(2 * teacher.every, 2 * teacher.every)
+        which.due(reached, reached)
         which.update(local_tensors(model))
     assert torch.equal(score(resumed), score(teacher)), f"{name} goes on differently after a checkpoint was loaded"
 
