@@ -28,7 +28,8 @@ def log_normalizer(logits: Tensor, temperature: float = 1.0) -> Tensor:
         temperature: τ > 0.
 
     Returns:
-        `[...]`, computed in float32 (float64 for float64 logits); −inf where a whole row is −inf.
+        `[...]`, computed in float32 (float64 for float64 logits); −inf where a whole row is −inf, NaN where a row holds
+        NaN or +inf.
 
     Example:
         >>> log_normalizer(torch.zeros(1, 4))
@@ -38,7 +39,8 @@ def log_normalizer(logits: Tensor, temperature: float = 1.0) -> Tensor:
     result = torch.empty(rows.shape[:-1], dtype=accumulation_dtype(logits.dtype), device=logits.device)
     for block in _blocks(rows):
         result[block] = torch.logsumexp(_scaled(rows[block], temperature), dim=-1)
-    return result.view(logits.shape[:-1])
+    # A logit of +inf would leave −inf for all others, which the floor on log-probs would then hide.
+    return result.masked_fill_(torch.isposinf(result), float("nan")).view(logits.shape[:-1])
 
 
 def gather_log_probs(logits: Tensor, ids: Tensor, temperature: float = 1.0, normalizer: Tensor | None = None) -> Tensor:
