@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from sdpo_plugins._options import option
 from sdpo_plugins._version import __version__
 from sdpo_plugins.config import SDPOConfig
 from sdpo_plugins.errors import (
@@ -71,6 +72,7 @@ __all__ = [
     "fused_self_distillation_loss",
     "hookimpl",
     "installed_plugins",
+    "option",
     "resolve",
     "self_distillation_loss",
     "validate",

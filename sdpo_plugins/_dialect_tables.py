@@ -216,7 +216,7 @@ _LASGROUP = Dialect(
     _rows(
         _choose("teacher_regularization", "teacher", {"ema": "ema", "trust-region": "trust_region"}),
         _rename("ema_update_rate", "teacher_update_rate"),
-        Row("loss_mode", "`enabled`", "`sdpo` → `true`, any other → `false`", _loss_mode),
+        Row("loss_mode", "`enabled`", "`sdpo` → `true`, verl's own objectives → `false`", _loss_mode),
         Row("_target_", "–", f"only `{_LASGROUP_TARGET}`: nothing to set", _hydra_target),
         _refuse("rho", _LATER_AUTHORS),
         _refuse("renyi_regularization", _LATER_AUTHORS),
@@ -261,7 +261,14 @@ _TRL = Dialect(
     "trl",
     "trl 1.16, trl.experimental.sdpo.SDPOConfig",
     (_AUTHORS_OWN | {"max_reprompt_len"})
-    - {"full_logit_distillation", "alpha", "distillation_add_tail", "is_clip", "reprompt_truncation"},
+    - {
+        "full_logit_distillation",
+        "alpha",
+        "distillation_topk",
+        "distillation_add_tail",
+        "is_clip",
+        "reprompt_truncation",
+    },
     _rows(
         _rename("distillation_alpha", "alpha"),
         Row(

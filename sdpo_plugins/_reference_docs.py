@@ -1,0 +1,139 @@
+"""The tables of docs/configuration.md, made from the code: `python -m sdpo_plugins._reference_docs`.
+
+A test compares the file with what these functions give, so neither can drift.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdpo_plugins._catalogues import KINDS
+from sdpo_plugins._dialect_tables import DIALECTS, Dialect
+from sdpo_plugins._options import describe_type
+from sdpo_plugins.config import SDPOConfig
+from sdpo_plugins.plugins import catalogue
+from sdpo_plugins.presets import PAPER_HOST_SETTINGS, PRESETS
+
+__all__ = ["BLOCKS", "filled"]
+
+DOCUMENT = Path("docs/configuration.md")
+_BLOCK = re.compile(r"(<!-- generated: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def option_table() -> str:
+    """All options of `SDPOConfig`: valid values, default, meaning."""
+    rows = []
+    for item in dataclasses.fields(SDPOConfig):
+        default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+        rows.append((f"`{item.name}`", _valid(item), _value(default), item.metadata["help"]))
+    return _table(("option", "valid", "default", "meaning"), rows)
+
+
+def strategy_table() -> str:
+    """What the package itself offers to each option that names a strategy."""
+    rows = [(kind.name, f"`{name}`", entry.summary) for kind in KINDS for name, entry in catalogue(kind.name).items()]
+    return _table(("kind", "name", "summary"), rows)
+
+
+def preset_table() -> str:
+    """The options that presets set, side by side; a dash keeps the default."""
+    names = list(dict.fromkeys(name for preset in PRESETS.values() for name in preset.options))
+    rows = [
+        (f"`{name}`", *(_value(preset.options[name]) if name in preset.options else "–" for preset in PRESETS.values()))
+        for name in names
+    ]
+    sources = "\n".join(f"- `{preset.name}`: {preset.source}." for preset in PRESETS.values())
+    return sources + "\n\n" + _table(("option", *(f"`{name}`" for name in PRESETS)), rows)
+
+
+def host_settings_table() -> str:
+    """What the paper's runs set in the host."""
+    first = next(iter(PAPER_HOST_SETTINGS.values()))
+    rows = [
+        (f"`{item.name}`", *(_value(getattr(settings, item.name)) for settings in PAPER_HOST_SETTINGS.values()))
+        for item in dataclasses.fields(first)
+    ]
+    return _table(("setting of the host", *(f"`{name}`" for name in PAPER_HOST_SETTINGS)), rows)
+
+
+def dialect_tables() -> str:
+    """Each vocabulary: translated names, shared names, defaults that differ from ours."""
+    return "\n\n".join(_dialect(dialect) for dialect in DIALECTS.values())
+
+
+BLOCKS = {
+    "options": option_table,
+    "strategies": strategy_table,
+    "presets": preset_table,
+    "host-settings": host_settings_table,
+    "dialects": dialect_tables,
+}
+
+
+def filled(text: str) -> str:
+    """Return the document with every generated block made anew.
+
+    Args:
+        text: Markdown with blocks between `<!-- generated: NAME -->` and `<!-- end -->`.
+
+    Returns:
+        The same text with fresh blocks.
+    """
+    return _BLOCK.sub(lambda match: f"{match[1]}{BLOCKS[match['name']]()}\n{match[3]}", text)
+
+
+def _dialect(dialect: Dialect) -> str:
+    rows = [(f"`{row.name}`", row.ours, row.values or "as it is") for row in dialect.rows.values()]
+    parts = [
+        f"### `{dialect.name}`",
+        f"Made from: {dialect.source}.",
+        _table(("their option", "ours", "values"), rows),
+        "Same name, same meaning: " + ", ".join(f"`{name}`" for name in sorted(dialect.own)) + ".",
+    ]
+    ours = SDPOConfig()
+    differing = {name: value for name, value in dialect.defaults.items() if value != getattr(ours, name)}
+    listing = ", ".join(f"`{name}` = {_value(value)}" for name, value in differing.items())
+    parts.append(f"Defaults that differ from ours: {listing}." if listing else "Its defaults are ours.")
+    return "\n\n".join(parts)
+
+
+def _valid(item: dataclasses.Field[Any]) -> str:
+    meta = item.metadata
+    if meta["choices"]:
+        return ", ".join(f"`{choice}`" for choice in meta["choices"])
+    if meta["placeholders"]:
+        return "a text with " + ", ".join(f"`{{{name}}}`" for name in meta["placeholders"])
+    words, otherwise, null = describe_type(typing.get_type_hints(SDPOConfig)[item.name]).partition(" or null")
+    low, high = meta["low"], meta["high"]
+    if low is not None and high is not None:
+        words += f" in {'(' if meta['exclusive'] else '['}{low:g}, {high:g}]"
+    elif low is not None:
+        words += f" {'>' if meta['exclusive'] else '≥'} {low:g}"
+    return words + otherwise + null
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return "`" + value.replace("\n", "\\n") + "`"
+    if isinstance(value, float):
+        return f"{value:g}" if value != int(value) else f"{value:.1f}"
+    return f"`{value}`" if isinstance(value, (dict, tuple, list)) else str(value)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
