@@ -33,14 +33,13 @@ from sdpo_plugins.types import (
 )
 
 if TYPE_CHECKING:
-    from sdpo_plugins.losses import fused_self_distillation_loss, self_distillation_loss
+    from sdpo_plugins.losses import self_distillation_loss
     from sdpo_plugins.reprompt import build_teacher_contexts
     from sdpo_plugins.teacher import Teacher
 
 # Imported at first use: `import sdpo_plugins` must stay quick, and must not need torch.
 _LAZY = {
     "build_teacher_contexts": "sdpo_plugins.reprompt",
-    "fused_self_distillation_loss": "sdpo_plugins.losses",
     "self_distillation_loss": "sdpo_plugins.losses",
     "Teacher": "sdpo_plugins.teacher",
 }
@@ -69,7 +68,6 @@ __all__ = [
     "__version__",
     "build_teacher_contexts",
     "create_plugin_manager",
-    "fused_self_distillation_loss",
     "hookimpl",
     "installed_plugins",
     "option",
