@@ -200,7 +200,7 @@ def _as_float(value: float) -> float:
     try:
         return float(value)
     except OverflowError:  # a whole number beyond every float: the range check then says that it is not finite
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
 
 
 def _fit_sequence(value: Any, part: Any) -> tuple[Any, bool]:
