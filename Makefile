@@ -16,7 +16,7 @@ demo: env-trl ## Train with GRPO and with SDPO on this machine and compare them 
 	@$(TRL)/sdpo demo --seeds $(SEEDS)
 
 test: lint ## Lint, types, the examples in docstrings and documents, and every test
-	@$(TRL)/python -m pytest $(DOC_EXAMPLES) tests sdpo_plugins README.md docs
+	@$(TRL)/python -m pytest $(DOC_EXAMPLES) tests sdpo_plugins adapters README.md docs
 
 test-fast: env-trl ## The core's quick tests only
 	@$(TRL)/python -m pytest -m "not slow" tests/core
