@@ -89,7 +89,7 @@ def sdpo_options(args: Any) -> dict[str, Any]:
 
 
 @dataclasses.dataclass
-class _Arguments(GRPOConfig):  # type: ignore[misc]
+class _Arguments(GRPOConfig):
     """GRPOConfig with the two options that belong to the adapter itself."""
 
     preset: str | None = dataclasses.field(

@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 __all__ = ["TeacherClock"]
 
 
-class TeacherClock(TrainerCallback):  # type: ignore[misc]
+class TeacherClock(TrainerCallback):
     """Counts optimizer steps and finished rollout batches, and tells the trainer's hooks when each turn comes.
 
     Args:
@@ -47,9 +47,7 @@ class TeacherClock(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self._step_begins()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         finished = self._position() // self._batch_size()
         self.batches += finished - self._finished_here
         self._finished_here = finished

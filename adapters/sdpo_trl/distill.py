@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from sdpo_plugins.teacher import Teacher, local_tensors
 from sdpo_trl.forward import Sequences, completion_logits, evaluating, sampled_log_probs
 from sdpo_trl.window import Window, loss_mask
 
-__all__ = ["Distiller", "MULTIMODAL", "accepts_logits_to_keep"]
+__all__ = ["MULTIMODAL", "Distiller", "accepts_logits_to_keep"]
 
 # Inputs of vision-language models that go through unchanged, and the per-token ones that follow the prompt's length.
 MULTIMODAL = (
@@ -33,7 +33,9 @@ PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
 
 def accepts_logits_to_keep(model: nn.Module) -> bool:
     """Say whether a causal language model can leave out the logits of the prompt."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base: Any = model
+    if hasattr(model, "get_base_model"):
+        base = cast(Any, model).get_base_model()
     return "logits_to_keep" in inspect.signature(type(base).forward).parameters
 
 
@@ -91,7 +93,9 @@ class Distiller:
         if rows.numel() == 0:
             return self._idle(student, module, inputs, keep)
 
-        source = Sequences(*(inputs[name] for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")))
+        source = Sequences(
+            *(inputs[name] for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask"))
+        )
         behind = Sequences(
             inputs["sdpo_prompt_ids"], inputs["sdpo_prompt_mask"], source.completion_ids, source.completion_mask
         )
@@ -175,8 +179,9 @@ class Distiller:
                 "gap_success": _masked_sum(gap, token_mask * success),
                 "success_tokens": (token_mask * success).sum(),
                 "log_prob": _masked_sum(losses.student_log_probs.detach(), token_mask),
-                "importance_ratio": _masked_sum(losses.importance_ratio, token_mask),
             }
+            if losses.importance_ratio is not None:
+                sums["importance_ratio"] = _masked_sum(losses.importance_ratio, token_mask)
         return loss, sums
 
     def _reference_kl(
@@ -205,15 +210,17 @@ class Distiller:
         self, student: nn.Module, module: nn.Module, inputs: Mapping[str, Any], keep: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Take part in the collectives of the other ranks, at the price of two tokens."""
-        tiny = Sequences(
-            *(inputs[name] for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask"))
-        ).smallest()
+        tiny = _student_side(inputs).smallest()
         with self.autocast():
             logits, _ = completion_logits(student, tiny, accepts_logits_to_keep=keep)
             if self.sharded:
                 self._teacher_logits(module, tiny, keep)
         # Zero times a logit of -inf would be NaN: a masked vocabulary must not poison an idle rank.
         return 0.0 * torch.nan_to_num(logits.float(), neginf=0.0, posinf=0.0).sum(), {}
+
+
+def _student_side(inputs: Mapping[str, Any]) -> Sequences:
+    return Sequences(*(inputs[name] for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")))
 
 
 def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:
@@ -228,4 +235,3 @@ def _with_extra(sequences: Sequences, extra: Mapping[str, Any]) -> Sequences:
     return Sequences(
         sequences.prompt_ids, sequences.prompt_mask, sequences.completion_ids, sequences.completion_mask, extra
     )
-

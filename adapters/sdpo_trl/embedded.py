@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from sdpo_plugins.embedded import Question, Task, load_task
 from sdpo_trl.forward import evaluating
@@ -49,7 +49,7 @@ def reward_of(name: str) -> Any:
 
 @torch.no_grad()
 def sampled_accuracy(
-    model: PreTrainedModel,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
     *,

@@ -9,10 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdpo_plugins.config import SDPOConfig
+from sdpo_plugins.reprompt import is_success
 from sdpo_plugins.teacher import Teacher, local_tensors
+from sdpo_plugins.types import Rollout
 from sdpo_trl.forward import evaluating
+from sdpo_trl.rollouts import total_rewards
 
-__all__ = ["TeacherProbe", "one_per_question"]
+__all__ = ["TeacherProbe", "as_turns", "one_per_question", "successes", "teacher_answers"]
 
 
 @dataclass
@@ -34,25 +38,25 @@ class TeacherProbe:
         return self.every > 0 and (self.seen - 1) % self.every == 0
 
 
-def one_per_question(active: Sequence[bool], group_size: int, first: int) -> list[int]:
+def one_per_question(active: Sequence[float], group_size: int, rank: int) -> list[int]:
     """Return the first active row of each question.
 
     Args:
-        active: For each of this rank's rows.
+        active: Truth values of this rank's rows.
         group_size: Rows of one question, consecutive over ranks.
-        first: Global index of this rank's first row.
+        rank: This process's index; ranks hold equally many rows.
 
     Returns:
         Row indices.
 
     Example:
-        >>> one_per_question([False, True, True, True], group_size=2, first=0)
+        >>> one_per_question([False, True, True, True], group_size=2, rank=0)
         [1, 2]
     """
     seen: set[int] = set()
     rows = []
     for row, is_active in enumerate(active):
-        question = (first + row) // group_size
+        question = (rank * len(active) + row) // group_size
         if is_active and question not in seen:
             seen.add(question)
             rows.append(row)
@@ -81,6 +85,30 @@ def teacher_answers(
     ends = generation_config.eos_token_id
     stop = set(ends) if isinstance(ends, (list, tuple)) else {ends}
     return [_until(row, stop) for row in output[:, prompt_ids.size(1) :].tolist()]
+
+
+def as_turns(prompts: Sequence[Any], texts: Sequence[str]) -> list[Any]:
+    """Return answers in the form that reward functions expect: a string, or a list with one assistant turn."""
+    return [
+        text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]
+
+
+def successes(rewards: Tensor, names: Sequence[str], weights: Tensor, config: SDPOConfig) -> list[bool]:
+    """Say which answers succeeded.
+
+    Args:
+        rewards: [N, functions], NaN for "not judged".
+        names: Names of the reward functions.
+        weights: Their weights [functions].
+        config: Says how success is judged.
+    """
+    totals = total_rewards(rewards, weights).tolist()
+    return [
+        is_success(Rollout(0, "", "", total, rewards=dict(zip(names, row, strict=True))), config)
+        for total, row in zip(totals, rewards.tolist(), strict=True)
+    ]
 
 
 def _until(ids: list[int], stop: set[int]) -> list[int]:

@@ -34,7 +34,8 @@ class RecipeArguments:
     host: str = field(default="trl", metadata={"help": "The framework that runs the recipe."})
     task: str | None = field(default=None, metadata={"help": "A task of the project: sums or facts."})
     dataset_name: str | None = field(
-        default=None, metadata={"help": "A dataset with a `prompt` column: a hub name, or a .json, .jsonl or .parquet file."}
+        default=None,
+        metadata={"help": "A dataset with a `prompt` column: a hub name, or a .json, .jsonl or .parquet file."},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub dataset."})
     dataset_split: str = field(default="train", metadata={"help": "Split to train on."})
@@ -60,7 +61,8 @@ def train(config: Path, overrides: Sequence[str]) -> None:
     if model_path in (None, EMBEDDED):
         tokenizer_path = model_path = str(checkpoint_path())
     dataset, rewards = _data(recipe)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=model_args.trust_remote_code)
+    trusted = getattr(args, "trust_remote_code", False)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=trusted)
     model: Any = model_path
     if recipe.task:
         model = AutoModelForCausalLM.from_pretrained(model_path)
@@ -108,7 +110,8 @@ def parse(config: Path, overrides: Sequence[str]) -> tuple[RecipeArguments, Any,
     for text in overrides:
         key, _, value = text.partition("=")
         words += [f"--{key.removeprefix('sdpo.')}", value]
-    parser = TrlParser((RecipeArguments, SDPOTrainingArguments, ModelConfig))
+    kinds: tuple[Any, ...] = (RecipeArguments, SDPOTrainingArguments, ModelConfig)
+    parser = TrlParser(kinds)
     try:
         recipe, args, model_args = parser.parse_args_and_config(words)
     except ValueError as error:

@@ -60,6 +60,7 @@ def normalize_rewards(output: Any, count: int, name: str) -> tuple[list[float | 
     rewards: list[float | None] = []
     feedback: list[str | None] = []
     told = False
+    item: Any
     for index, item in enumerate(items):
         text: Any = None
         if isinstance(item, Score):
@@ -68,7 +69,8 @@ def normalize_rewards(output: Any, count: int, name: str) -> tuple[list[float | 
             if "score" not in item:
                 raise RewardError(
                     f"The reward function '{name}' returned a mapping without `score` for completion {index}: "
-                    f"{reprlib.repr(dict(item))}. Each mapping needs `score` (a number) and may have `feedback` (a text)."
+                    f"{reprlib.repr(dict(item))}. Each mapping needs `score` (a number) and may "
+                    "have `feedback` (a text)."
                 )
             item, text, told = item["score"], item.get(_FEEDBACK), True
         rewards.append(_as_reward(item, index, name))
@@ -232,7 +234,7 @@ def _as_reward(value: Any, index: int, name: str) -> float | None:
             return None if math.isnan(reward) else reward
     raise RewardError(
         f"The reward function '{name}' gave {reprlib.repr(value)} ({type(value).__name__}) as the reward of completion "
-        f"{index}. Valid are finite numbers, None, mappings with `score` and `feedback`, and sdpo_plugins Score objects."
+        f"{index}. Valid are finite numbers, None, mappings with `score` and `feedback`, and `Score` objects."
     )
 
 

@@ -36,9 +36,9 @@ def load_teacher_state(
     folder = checkpoint / FOLDER / "teacher"
     if not folder.is_dir():
         raise TeacherError(
-            f"The checkpoint {checkpoint} holds no SDPO teacher (no folder {FOLDER}/teacher), so resuming would silently "
-            "start a new one from today's weights. Was it written by another trainer? To begin SDPO from its weights, "
-            "load the model from that folder and train without `resume_from_checkpoint`."
+            f"The checkpoint {checkpoint} holds no SDPO teacher (no folder {FOLDER}/teacher), so resuming would "
+            "silently start a new one from today's weights. Was it written by another trainer? To begin SDPO from its "
+            "weights, load the model from that folder and train without `resume_from_checkpoint`."
         )
     if sharded:
         load_teacher(teacher, folder, tensors, rank=rank, world_size=world_size)

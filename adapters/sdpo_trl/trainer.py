@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 import trl
@@ -17,25 +17,25 @@ from sdpo_plugins.config import SDPOConfig
 from sdpo_plugins.errors import ConfigError
 from sdpo_plugins.health import HealthMonitor
 from sdpo_plugins.plugins import extra_metrics, resolve, validate
-from sdpo_plugins.reprompt import is_success
 from sdpo_plugins.teacher import local_tensors
 from sdpo_plugins.types import Rollout
-from sdpo_trl.arguments import SDPOTrainingArguments, sdpo_options
 from sdpo_trl.checks import argument_problems, check_dataset, check_model, check_prompts_of, check_reward_name
 from sdpo_trl.clock import TeacherClock
-from sdpo_trl.contexts import ContextBuilder, decode_responses, pad_left, thinking_opened
+from sdpo_trl.contexts import ContextBuilder, decode_responses, thinking_opened
 from sdpo_trl.distill import Distiller
 from sdpo_trl.forward import is_sharded
-from sdpo_trl.probe import TeacherProbe, one_per_question, teacher_answers
+from sdpo_trl.metrics import step_metrics
+from sdpo_trl.probe import TeacherProbe, as_turns, one_per_question, successes, teacher_answers
 from sdpo_trl.rewards import FeedbackRecorder
-from sdpo_trl.rollouts import ScoredBatch, batch_rollouts, total_rewards
+from sdpo_trl.rollouts import ScoredBatch, batch_rollouts
+from sdpo_trl.setup import settle_options, warn_if_patched_since
 from sdpo_trl.state import load_run_state, load_teacher_state, save_run_state, save_teacher_state
 from sdpo_trl.window import Window, measure
 
 __all__ = ["SDPOTrainer"]
 
 
-class SDPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
+class SDPOTrainer(trl.GRPOTrainer):
     r"""Train with Self-Distilled Policy Optimization wherever a script trains with `GRPOTrainer`.
 
     Everything but the loss is GRPO's: generation (transformers, vLLM), tools, environments, `rollout_func`, images,
@@ -63,9 +63,9 @@ class SDPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
     Source: arXiv 2601.20802.
     """
 
-    _tag_names = ["trl", "grpo", "sdpo"]
+    _tag_names: ClassVar[list[str]] = ["trl", "grpo", "sdpo"]
     _name = "SDPO"
-    _paper = {
+    _paper: ClassVar[dict[str, str]] = {
         "title": "Reinforcement Learning via Self-Distillation",
         "id": "2601.20802",
         "citation": textwrap.dedent("""\
@@ -86,8 +86,8 @@ class SDPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
         sdpo_config: SDPOConfig | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        _warn_if_patched_since()
-        args, config = _settle(model, args, sdpo_config)
+        warn_if_patched_since(SDPOTrainer)
+        args, config = settle_options(model, args, sdpo_config)
         self.sdpo_config = config
         # Contexts, loss and teacher only exist where SDPO is on: off, this class is GRPOTrainer to the bit.
         self._sdpo_on = config.enabled and config.grpo_weight < 1.0
@@ -143,7 +143,7 @@ class SDPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
             temperature=self.temperature,
             beta=self.beta,
             weigh_kl=getattr(self.args, "use_bias_correction_kl", False),
-            scale_factor=config.loss_scale_factor or self.max_completion_length,
+            scale_factor=config.loss_scale_factor or int(self.max_completion_length or 1),
             autocast=self._forward_autocast,
             router_loss_weight=self.router_loss_coef_in_use,
         )
@@ -152,7 +152,7 @@ class SDPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
             step_begins=self._close_window,
             advance=self._advance_teacher,
             position=lambda: self._step,
-            batch_size=lambda: self.args.steps_per_generation * self.num_iterations,
+            batch_size=lambda: self._options.steps_per_generation * self.num_iterations,
         )
         self.add_callback(self._clock)
 
@@ -166,6 +166,21 @@ class SDPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
     def router_loss_coef_in_use(self) -> float:
         """Weight of the load-balancing loss of mixture-of-experts models; 0 if the host adds none."""
         return float(self.router_aux_loss_coef) if getattr(self, "aux_loss_enabled", False) else 0.0
+
+    @property
+    def _mode(self) -> str:
+        return "train" if cast(torch.nn.Module, self.model).training else "eval"
+
+    @property
+    def _options(self) -> Any:
+        # GRPO's arguments; the base class of the trainer declares only those of transformers.
+        return self.args
+
+    @property
+    def _group_size(self) -> int:
+        # TRL 1.x fills both numbers in when the trainer is made.
+        evaluation = getattr(self, "num_generations_eval", None) or self.num_generations
+        return int(self.num_generations if self._mode == "train" else evaluation)
 
     def _forward_autocast(self) -> AbstractContextManager[Any]:
         return self.accelerator.autocast()
@@ -209,11 +224,11 @@ class SDPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
     def _teacher_inputs(self, inputs: Any, output: dict[str, Any]) -> dict[str, Any]:
         """Build this rank's teacher contexts and return them as tensors that TRL splits with the batch."""
         assert self._scored is not None
-        mode = "train" if self.model.training else "eval"
+        mode = self._mode
         opened = thinking_opened(self._tokenizer, output["prompt_ids"], self.sdpo_config.thinking_tag)
         scored = ScoredBatch(**{**vars(self._scored), "thinking_opened": opened})
         self._scored = None
-        group = self.num_generations if mode == "train" else getattr(self, "num_generations_eval", self.num_generations)
+        group = self._group_size
         rollouts, mine = batch_rollouts(
             scored, self.reward_func_names, self.reward_weights, group, self.accelerator.process_index
         )
@@ -233,42 +248,31 @@ class SDPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
         self, rollouts: Sequence[Rollout], inputs: Any, output: Any, tensors: Any, group: int
     ) -> dict[str, float]:
         """Let the teacher answer one question of each group from its context, and score it like any answer."""
-        active = tensors["sdpo_active"].bool().tolist()
-        rank, count = self.accelerator.process_index, len(active)
-        rows = one_per_question(active, group, rank * count)
+        rows = one_per_question(tensors["sdpo_active"].tolist(), group, self.accelerator.process_index)
         # Scoring gathers over ranks, so every rank hands in the same number; what is repeated counts nothing.
-        filled = (rows + [rows[0] if rows else 0] * count)[: -(-count // group) + 1]
-        weights = torch.zeros(len(filled), device=self.accelerator.device)
-        weights[: len(rows)] = 1.0
-        source, mask = ("sdpo_prompt_ids", "sdpo_prompt_mask") if rows else ("prompt_ids", "prompt_mask")
-        prompts = tensors if rows else output
+        filled = (rows + [rows[0] if rows else 0] * len(rollouts))[: -(-len(rollouts) // group) + 1]
+        counted = torch.arange(len(filled), device=self.accelerator.device) < len(rows)
+        prefix, prompts = ("sdpo_", tensors) if rows else ("", output)
         ids = teacher_answers(
             self._bare_model(),
             self._strategies.teacher,
-            prompts[source][filled],
-            prompts[mask][filled],
+            prompts[f"{prefix}prompt_ids"][filled],
+            prompts[f"{prefix}prompt_mask"][filled],
             self.generation_config,
         )
         texts = decode_responses(self._tokenizer, ids, self.sdpo_config.thinking_tag)
         questions = [rollouts[row].prompt for row in filled]
-        answers: list[Any] = [
-            text if isinstance(question, str) else [{"role": "assistant", "content": text}]
-            for question, text in zip(questions, texts, strict=True)
-        ]
+        # What the reward functions log of these answers is no part of the batch's completions.
         logs, figures = dict(self._pending_extra_logs), dict(self._pending_metrics)
-        self._pending_extra_logs.clear()
-        self._pending_metrics.clear()
-        rewards = super()._calculate_rewards([inputs[row] for row in filled], questions, answers, ids)
+        rewards = super()._calculate_rewards(
+            [inputs[row] for row in filled], questions, as_turns(questions, texts), ids
+        )
         self._recorder.take(len(filled))
         for pending, kept in ((self._pending_extra_logs, logs), (self._pending_metrics, figures)):
             pending.clear()
             pending.update(kept)
-        judged = self.accelerator.gather(weights).bool()
-        totals = total_rewards(rewards, self.reward_weights)
-        success = [
-            is_success(Rollout(0, "", "", float(total), rewards=dict(zip(self.reward_func_names, row, strict=True))), self.sdpo_config)
-            for total, row in zip(totals[judged], rewards[judged].tolist(), strict=True)
-        ]
+        judged = self.accelerator.gather(counted)
+        success = successes(rewards[judged], self.reward_func_names, self.reward_weights, self.sdpo_config)
         return {"self_distillation/teacher_accuracy": sum(success) / len(success)} if success else {}
 
     # The loss
@@ -276,7 +280,7 @@ class SDPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         inputs = super()._prepare_inputs(generation_batch)
         if self._sdpo_on:
-            if self.model.training:
+            if self._mode == "train":
                 self._open_window()
             else:
                 self._window = self._measure([inputs], share=1.0)
@@ -286,9 +290,11 @@ class SDPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
         """At the first micro-batch of an optimizer step (or of a generation inside it), count what the step holds."""
         if self._window_left == 0:
             steps = self.current_gradient_accumulation_steps
-            first = self._step % self.args.steps_per_generation
-            size = max(min(steps - self._done_in_step, self.args.steps_per_generation - first), 1)
-            self._window = self._measure(self._buffered_inputs[first : first + size], share=size / steps)
+            first = self._step % self._options.steps_per_generation
+            size = max(min(steps - self._done_in_step, self._options.steps_per_generation - first), 1)
+            self._window = self._measure(
+                cast(list[dict[str, Any]], self._buffered_inputs)[first : first + size], share=size / steps
+            )
             self._window_left = size
         self._window_left -= 1
         self._done_in_step += 1
@@ -300,7 +306,7 @@ class SDPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
         config = self.sdpo_config
         if config.loss_normalization == "reference":
             # The authors' way: every micro-batch by its own count, then the mean over micro-batches.
-            share = 1.0 / self.current_gradient_accumulation_steps if self.model.training else 1.0
+            share = 1.0 / self.current_gradient_accumulation_steps if self._mode == "train" else 1.0
         return measure(
             batches,
             config.loss_agg_mode,
@@ -331,37 +337,11 @@ class SDPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
             self._metrics[mode][name].append(float(value))
 
     def _note_step(self, sums: Mapping[str, Tensor], device: torch.device) -> None:
-        names = (
-            "active_tokens",
-            "divergence",
-            "gap",
-            "gap_success",
-            "success_tokens",
-            "log_prob",
-            "importance_ratio",
-            "kl",
-            "kl_tokens",
-        )
-        zero = torch.zeros((), device=device)
-        local = torch.stack([sums.get(name, zero).detach().float() for name in names])
-        total = dict(zip(names, self.accelerator.reduce(local, reduction="sum").tolist(), strict=True))
-        mode = "train" if self.model.training else "eval"
-        active = total["active_tokens"]
-        metrics = {"self_distillation/active_tokens": active}
-        if active > 0:
-            for name in ("divergence", "gap", "log_prob", "importance_ratio"):
-                metrics[f"self_distillation/{name}"] = total[name] / active
-            # A teacher worth following likes what succeeded and doubts what failed.
-            failed = active - total["success_tokens"]
-            if total["success_tokens"] > 0:
-                metrics["self_distillation/gap_on_success"] = total["gap_success"] / total["success_tokens"]
-            if failed > 0:
-                metrics["self_distillation/gap_on_failure"] = (total["gap"] - total["gap_success"]) / failed
-        if total["kl_tokens"] > 0:
-            metrics["kl"] = total["kl"] / total["kl_tokens"]
-        self._note(mode, metrics)
-        if mode == "train":
-            self._warn(self._health.step(total["divergence"] / active if active else 0.0, active))
+        metrics = step_metrics(sums, device, lambda local: self.accelerator.reduce(local, reduction="sum"))
+        self._note(self._mode, metrics)
+        if self._mode == "train":
+            divergence = metrics.get("self_distillation/divergence", 0.0)
+            self._warn(self._health.step(divergence, metrics["self_distillation/active_tokens"]))
 
     def _warn(self, messages: Sequence[str]) -> None:
         if self.accelerator.is_main_process:
@@ -394,7 +374,7 @@ class SDPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         self._start_teacher()
         save_teacher_state(self._strategies.teacher, checkpoint, rank, world, is_sharded(self._bare_model()))
-        every = self.args.steps_per_generation * self.num_iterations
+        every = self._options.steps_per_generation * self.num_iterations
         middle = self._step % every != 0
         state = {
             "step": self._step,
@@ -412,53 +392,12 @@ class SDPOTrainer(trl.GRPOTrainer):  # type: ignore[misc]
         folder = Path(checkpoint)
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         module = self._bare_model()
-        load_teacher_state(
-            self._strategies.teacher, folder, local_tensors(module), rank, world, is_sharded(module)
-        )
+        load_teacher_state(self._strategies.teacher, folder, local_tensors(module), rank, world, is_sharded(module))
         state, rollouts = load_run_state(folder, rank, self.accelerator.device)
         self._clock.load_state_dict(state["clock"])
         self._health.load_state_dict(state["health"])
         for name, values in state["metrics"].items():
             self._metrics["train"][name].extend(values)
         if rollouts is not None:
-            self._step, self._buffered_inputs = state["step"], rollouts
-
-
-def _settle(
-    model: Any, args: Any, sdpo_config: SDPOConfig | Mapping[str, Any] | None
-) -> tuple[Any, SDPOConfig]:
-    """Bring the ways of giving options together: two objects, or one."""
-    inside = sdpo_options(args)
-    if sdpo_config is not None and inside:
-        raise ConfigError(
-            f"SDPO options were given twice: in `args` ({', '.join(sorted(inside))}) and as `sdpo_config`. Give them in "
-            "one place: `args=SDPOTrainingArguments(...)`, or `args=GRPOConfig(...)` with `sdpo_config=SDPOConfig(...)`."
-        )
-    if args is None:
-        name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or "model"
-        args = SDPOTrainingArguments(f"{name.split('/')[-1]}-SDPO")
-    if not isinstance(args, trl.GRPOConfig):
-        raise ConfigError(
-            f"`args` must be a trl.GRPOConfig or sdpo_trl.SDPOTrainingArguments, got {type(args).__name__}."
-        )
-    if sdpo_config is None:
-        return args, SDPOConfig.from_mapping(inside)
-    if isinstance(sdpo_config, SDPOConfig):
-        return args, sdpo_config
-    if isinstance(sdpo_config, Mapping):
-        return args, SDPOConfig.from_mapping(sdpo_config)
-    raise ConfigError(
-        f"`sdpo_config` must be an SDPOConfig or a mapping of its options, got {type(sdpo_config).__name__}."
-    )
-
-
-def _warn_if_patched_since() -> None:
-    """Unsloth replaces `trl.GRPOTrainer`; a subclass made before that would train through the old one."""
-    current = trl.GRPOTrainer
-    if not issubclass(SDPOTrainer, current):
-        warnings.warn(
-            f"trl.GRPOTrainer was replaced by {current.__module__}.{current.__qualname__} after `sdpo_trl` was imported, "
-            "so SDPOTrainer does not go through it. Call PatchFastRL first, then import sdpo_trl: move the import of "
-            "sdpo_trl below the patch and start again.",
-            stacklevel=3,
-        )
+            self._step = state["step"]
+            self._buffered_inputs = cast(Any, rollouts)
