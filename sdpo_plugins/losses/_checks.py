@@ -63,46 +63,47 @@ def check_inputs(student_logits: Tensor, teacher_logits: Tensor, token_ids: Tens
 
 
 def explain_non_finite(
-    active: Tensor, logits: Mapping[str, Tensor], per_token: Mapping[str, Tensor | None], result: Tensor
+    result: Tensor, active: Tensor, logits: Mapping[str, Tensor], per_token: Mapping[str, Tensor | None]
 ) -> DataError:
-    """Find out why a loss is not finite.
+    """Find out why a token loss is not finite.
 
     Args:
-        active: Bool `[B, T]`, where values matter.
+        result: The token losses `[B, T]`, of which at least one is not finite.
+        active: Bool `[B, T]`, where the values of `per_token` matter.
         logits: Named `[B, T, V]` logits; −inf is valid in them, unless a whole row is.
         per_token: Named `[B, T]` inputs that must be finite.
-        result: The token losses `[B, T]`.
 
     Returns:
         The error to raise, naming tensor, row, position and vocabulary entry.
     """
+    places = (~torch.isfinite(result)).nonzero()
+    row, position = places[0].tolist()
+    place = f"in row {row}, position {position}"
+    if not bool(active[row, position]):
+        # A mask on the loss would not help: 0·NaN in the backward pass is NaN.
+        place += " (an inactive token, whose NaN would still reach the gradient)"
     for name, tensor in per_token.items():
-        if tensor is not None:
-            bad = ~torch.isfinite(tensor) & active
-            if bool(bad.any()):
-                row, position = bad.nonzero()[0].tolist()
-                return DataError(
-                    f"`{name}` must be finite at active tokens, got {tensor[row, position].item()} in row {row}, "
-                    f"position {position}. Check the log-probabilities that the host computed."
-                )
+        if tensor is not None and not bool(torch.isfinite(tensor[row, position])):
+            return DataError(
+                f"`{name}` must be finite at active tokens, got {tensor[row, position].item()} {place}. "
+                "Check the log-probabilities that the host computed."
+            )
     for name, tensor in logits.items():
-        for row, position in active.nonzero().tolist():
-            values = tensor[row, position]
-            bad = torch.isnan(values) | torch.isposinf(values)
-            if bool(bad.any()):
-                entry = int(bad.nonzero()[0])
-                return DataError(
-                    f"`{name}` must hold no NaN and no +inf, got {values[entry].item()} in row {row}, position "
-                    f"{position}, vocabulary entry {entry}. Look for an overflow in the model (float16?), a too large "
-                    "learning rate, or a corrupt checkpoint."
-                )
-            if bool(torch.isneginf(values).all()):
-                return DataError(
-                    f"`{name}` must leave at least one token possible, got −inf for the whole vocabulary in row {row}, "
-                    f"position {position}. Check the logit mask."
-                )
-    row, position = (active & ~torch.isfinite(result)).nonzero()[0].tolist()
+        values = tensor[row, position]
+        bad = torch.isnan(values) | torch.isposinf(values)
+        if bool(bad.any()):
+            entry = int(bad.nonzero()[0])
+            return DataError(
+                f"`{name}` must hold no NaN and no +inf, got {values[entry].item()} for vocabulary entry {entry} "
+                f"{place}. Look for an overflow in the model (float16?), a too large learning rate, or a corrupt "
+                "checkpoint."
+            )
+        if bool(torch.isneginf(values).all()):
+            return DataError(
+                f"`{name}` must leave at least one token possible, got −inf for the whole vocabulary {place}. "
+                "Check the logit mask."
+            )
     return DataError(
-        f"The token losses must be finite, got {result[row, position].item()} in row {row}, position {position} from "
-        "finite inputs. Check the divergence (a plug-in's?) against −inf and very small probabilities."
+        f"The token losses must be finite, got {result[row, position].item()} {place} from finite inputs. "
+        "Check the divergence (a plug-in's?) against very small probabilities."
     )

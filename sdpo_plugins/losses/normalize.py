@@ -84,9 +84,6 @@ class _GatherLogProbs(torch.autograd.Function):
         logits, ids, normalizer = ctx.saved_tensors
         grads = upstream[0] / ctx.temperature
         totals = grads.sum(-1)
-        # A row without upstream gradient must give zeros even if its normaliser is −inf (all entries excluded):
-        # exp(logit − inf) is 0 there, exp(−inf + inf) would be NaN.
-        normalizer = normalizer.masked_fill(totals == 0, float("inf"))
         rows, ids, grads = _as_batches(logits), _as_batches(ids), _as_batches(grads)
         totals, normalizer = totals.view(rows.shape[:-1]), normalizer.view(rows.shape[:-1])
         result = torch.empty(rows.shape, dtype=logits.dtype, device=logits.device)

@@ -244,8 +244,8 @@ def self_distillation_loss(
         `self_distillation/active_tokens` when you combine micro-batches.
 
     Raises:
-        DataError: Shapes, vocabularies or token ids that do not belong together; NaN or +inf in a tensor at an active
-            token (named with row and position).
+        DataError: Shapes, vocabularies or token ids that do not belong together; NaN or +inf in a tensor (named with
+            row and position; in logits at inactive tokens, too, as their gradient would be NaN).
         ConfigError: An unknown aggregation or a temperature that is not positive.
 
     Example:
@@ -263,7 +263,8 @@ def self_distillation_loss(
     mask = active_mask(response_mask, self_distillation_mask)
     active = mask != 0
     check_same_shape(token_ids.shape, old_log_probs=old_log_probs, rollout_is_weights=rollout_is_weights)
-    # Padding may hold anything, -100 or NaN: a value there must reach neither an index nor a gradient.
+    # Padding may hold anything, -100 or NaN: a value there must reach neither an index nor a gradient. (Logits are too
+    # large to be copied for this; they come out of a model, which gives finite ones.)
     tokens = per_token_losses(
         student_logits,
         teacher_logits,
@@ -276,12 +277,15 @@ def self_distillation_loss(
     )
     mode = config.loss_agg_mode if loss_agg_mode is None else loss_agg_mode
     loss = aggregate(tokens.per_token, mask, mode, denominator=denominator, scale_factor=config.loss_scale_factor)
-    if not bool(torch.isfinite(loss)):
+    if not bool(torch.isfinite(tokens.per_token).all()):
         raise explain_non_finite(
+            tokens.per_token,
             active,
             {"student_logits": student_logits, "teacher_logits": teacher_logits},
-            {"old_log_probs": old_log_probs, "rollout_is_weights": rollout_is_weights},
-            tokens.per_token,
+            {
+                "old_log_probs": _only(active, old_log_probs),
+                "rollout_is_weights": _only(active, rollout_is_weights),
+            },
         )
     return loss, loss_metrics(tokens, mask, config)
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from sdpo_plugins.config import SDPOConfig
-from sdpo_plugins.errors import ConfigError, DataError
-from sdpo_plugins.losses import per_token_losses, self_distillation_loss
+from sdpo_plugins.errors import ConfigError, DataError, SDPOError
+from sdpo_plugins.losses import per_token_losses, resolve_divergence, self_distillation_loss
 from sdpo_plugins.losses import support as support_module
+from sdpo_plugins.plugins import build_divergence
 
 INF, NAN = float("inf"), float("nan")
 CONFIG = SDPOConfig(distillation_topk=4)
@@ -227,8 +228,19 @@ def test_nan_and_infinite_logits_are_named(mode, value, which):
     student, teacher, tokens = draw()
     (student if which == "student_logits" else teacher)[2, 1, 5] = value
     tokens[2, 1] = 5
-    with pytest.raises(DataError, match=rf"`{which}`.*got {value}.*row 2, position 1, vocabulary entry 5"):
+    with pytest.raises(DataError, match=rf"`{which}`.*got {value} for vocabulary entry 5 in row 2, position 1\."):
         self_distillation_loss(student, teacher, tokens, torch.ones(3, 4), MODES[mode])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("which", ["student_logits", "teacher_logits"])
+def test_nan_logits_of_inactive_tokens_are_refused_since_they_would_reach_the_gradient(mode, which):
+    student, teacher, tokens = draw()
+    (student if which == "student_logits" else teacher)[0, 3] = NAN
+    mask = torch.ones(3, 4)
+    mask[0, 3] = 0
+    with pytest.raises(DataError, match=rf"`{which}`.*got nan.*row 0, position 3 \(an inactive token"):
+        self_distillation_loss(student, teacher, tokens, mask, MODES[mode])
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -291,3 +303,31 @@ def test_unknown_aggregation_is_refused():
     student, teacher, tokens = draw()
     with pytest.raises(ConfigError, match="`loss_agg_mode` must be one of"):
         self_distillation_loss(student, teacher, tokens, torch.ones(3, 4), CONFIG, loss_agg_mode="mean")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_autocast_of_the_host_does_not_lower_the_precision(mode):
+    student, teacher, tokens = draw(dtype=torch.float32)
+    mask = torch.ones(3, 4)
+    plain, _ = self_distillation_loss(student, teacher, tokens, mask, MODES[mode])
+    with torch.autocast("cpu", torch.bfloat16):
+        inside, _ = self_distillation_loss(student, teacher, tokens, mask, MODES[mode])
+    assert inside.dtype == torch.float32
+    torch.testing.assert_close(inside, plain, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["generalized_jsd", "forward_kl", "reverse_kl", "js"])
+def test_the_catalogue_and_the_direct_way_give_the_same_divergence(name):
+    student, teacher, _ = (value.log_softmax(-1) if value.is_floating_point() else value for value in draw())
+    config = SDPOConfig(divergence=name)
+    assert torch.equal(resolve_divergence(config)(student, teacher), build_divergence(config)(student, teacher))
+
+
+def test_our_divergences_refuse_options():
+    with pytest.raises(SDPOError, match="sharpness"):
+        resolve_divergence(SDPOConfig(divergence="js", divergence_options={"sharpness": 2}))
+
+
+def test_an_unknown_divergence_names_the_nearest():
+    with pytest.raises(SDPOError, match="reverse_kl"):
+        resolve_divergence(SDPOConfig(divergence="revers_kl"))
