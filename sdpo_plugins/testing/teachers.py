@@ -105,9 +105,7 @@ def _check_checkpoint(
     file.seek(0)
     resumed = build_entry(entry, TEACHERS, config, options)
     resumed.load_state_dict(torch.load(file, weights_only=True), local_tensors(model))
-    assert torch.equal(score(resumed), score(teacher)), (
-        f"{name} gives other logits after `state_dict`, `load_state_dict`"
-    )
+    assert torch.equal(score(resumed), score(teacher)), f"{name} gives other logits after a checkpoint was loaded"
     _train_a_little(model)
     reached = 2 * (config or SDPOConfig()).teacher_update_every
     for which in (resumed, teacher):

@@ -1,9 +1,12 @@
-"""Fixtures of the core tests: a real byte-level BPE tokenizer, trained here in a few milliseconds."""
+"""Fixtures of the core tests: a real byte-level BPE tokenizer, trained here in a few milliseconds, and plug-ins."""
 
 from __future__ import annotations
 
+import itertools
 import json
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -67,3 +70,23 @@ def reprompt_golden() -> dict:
     """Batches of the authors' code with its outputs."""
     path = Path(__file__).parents[1] / "golden" / "reprompt_reference.json"
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+# A plug-in manager is kept for each set of names, so no two tests may use the same name.
+_PLUGIN_NUMBERS = itertools.count()
+
+
+@pytest.fixture
+def plugin(monkeypatch):
+    """make(**functions): put a plug-in at an import path, as a worker would find it, and return its name."""
+
+    def make(**functions):
+        name = f"sdpo_test_plugin_{next(_PLUGIN_NUMBERS)}"
+        module = ModuleType(name)
+        for hook, function in functions.items():
+            setattr(module, hook, function)
+        module.__spec__ = SimpleNamespace(name=name)
+        monkeypatch.setitem(sys.modules, name, module)
+        return name
+
+    return make
