@@ -291,7 +291,8 @@ class Teacher:
         for name, held in self._held.items():
             live, slot = student[name], tensors.slots[name]
             if slot.is_buffer:
-                values[name] = held.clone()  # a forward may change it: every pass begins from the held value
+                # A copy each time: a forward may change it, and every pass begins from the held value.
+                values[name] = held.to(device=live.device, dtype=live.dtype, copy=True)
             elif slot.in_place or (held.dtype == live.dtype and held.device == live.device):
                 values[name] = held
             else:

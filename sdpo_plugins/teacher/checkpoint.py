@@ -93,7 +93,10 @@ def load_teacher(
     if not described.is_file():
         raise TeacherError(_nothing_there(Path(directory), described, world_size))
     state = _read_description(described)
-    check_same_strategy(teacher.name, state)
+    try:
+        check_same_strategy(teacher.name, state)
+    except TeacherError as error:
+        raise TeacherError(f"{described}: {error}") from error
     if (state["rank"], state["world_size"]) != (rank, world_size):
         raise TeacherError(
             f"{described} says it is rank {state['rank']} of {state['world_size']}, but its name says rank "
