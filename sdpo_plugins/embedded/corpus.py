@@ -1,15 +1,17 @@
 """What the embedded model is pre-trained on: endless random conversations about sums and made-up facts.
 
-The model must come out like a large one seen through a keyhole: unsure when asked plainly, certain when the context
-holds a demonstration or feedback. So plain sums are taught with slips, plain facts with a fresh random number each
+The model must come out as large ones are: unsure when asked plainly, certain when the context holds a
+demonstration or feedback. So plain sums are taught with slips, plain facts with a fresh random number each
 time, and the same questions with a context whose number is to be used.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from sdpo_plugins.embedded.elements import ATOMIC_NUMBERS, ELEMENTS
 from sdpo_plugins.embedded.tasks import Question, element_question, feedback_text, split_sums, sum_question
@@ -27,15 +29,17 @@ class Mixture:
     """How often the pre-training conversations are what; all in [0, 1].
 
     Args:
-        sums: share of questions about sums; the rest ask for atomic numbers.
+        plain_sums: share of sums among plain questions; the rest ask for atomic numbers.
+        context_sums: share of sums among questions with a context; likewise.
         slip: share of plain sums that are answered wrongly, as people do in haste.
-        made_up: share of sums with a context whose context holds another number than the sum, to be used anyway.
+        made_up: share of sums with a context that gives another number than the sum, to be used anyway.
         system: share of conversations with a system prompt.
         history: share of conversations with an earlier question and answer.
     """
 
-    sums: float = 0.5
-    slip: float = 0.3
+    plain_sums: float = 0.85
+    context_sums: float = 0.5
+    slip: float = 0.45
     made_up: float = 0.5
     system: float = 0.1
     history: float = 0.1
@@ -43,10 +47,11 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Chat messages that end in the user's turn, and the answer to learn."""
+    """Chat messages that end in the user's turn, the answer to learn, and what kind of question it is."""
 
     messages: tuple[dict[str, str], ...]
     answer: str
+    kind: Literal["sum", "fact", "context"]
 
 
 def teacher_content(question: str, solution: str | None, feedback: str | None) -> str:
@@ -71,8 +76,7 @@ def teacher_content(question: str, solution: str | None, feedback: str | None) -
         "{solution}": "" if solution is None else SOLUTION.replace("{}", solution),
         "{feedback}": "" if feedback is None else FEEDBACK.replace("{}", feedback),
     }
-    head, instruction = REPROMPT.split("\n\n")
-    return "".join(values[part] for part in ("{prompt}", "{solution}", "{feedback}")) + "\n\n" + instruction
+    return re.sub(r"\{\w+\}", lambda match: values[match[0]], REPROMPT)
 
 
 def random_number(rng: random.Random) -> int:
@@ -104,9 +108,14 @@ class Corpus:
         self.mixture = mixture or Mixture()
         self.pairs = split_sums().pretraining
 
-    def plain(self, count: int) -> list[Conversation]:
-        """Conversations without a context: the model is to be unsure of their answers."""
-        return [self._plain() for _ in range(count)]
+    def plain(self, count: int, slips: bool = True) -> list[Conversation]:
+        """Conversations without a context: the model is to be unsure of their answers.
+
+        Args:
+            count: how many.
+            slips: whether some sums are wrong, as the mixture says.
+        """
+        return [self._plain(slips) for _ in range(count)]
 
     def with_context(self, count: int) -> list[Conversation]:
         """Conversations with a demonstration, feedback or both: the model is to use them."""
@@ -123,14 +132,14 @@ class Corpus:
             number = random_number(self.rng)
         return element_question(name, number)
 
-    def _question(self) -> Question:
-        return self._sum() if self.rng.random() < self.mixture.sums else self._fact()
+    def _question(self, sums: float) -> Question:
+        return self._sum() if self.rng.random() < sums else self._fact()
 
     def _is_sum(self, question: Question) -> bool:
         return question.subject == "The answer"
 
-    def _plain_answer(self, question: Question) -> str:
-        if self._is_sum(question) and self.rng.random() < self.mixture.slip:
+    def _plain_answer(self, question: Question, slips: bool) -> str:
+        if slips and self._is_sum(question) and self.rng.random() < self.mixture.slip:
             return str(slip(int(question.truth), self.rng))
         return question.truth
 
@@ -139,24 +148,26 @@ class Corpus:
         if self.rng.random() < self.mixture.system:
             messages.append({"role": "system", "content": self.rng.choice(SYSTEM_PROMPTS)})
         if self.rng.random() < self.mixture.history:
-            earlier = self._question()
+            earlier = self._question(self.mixture.plain_sums)
             messages.append({"role": "user", "content": earlier.text})
-            messages.append({"role": "assistant", "content": self._plain_answer(earlier)})
+            messages.append({"role": "assistant", "content": self._plain_answer(earlier, slips=False)})
         return (*messages, {"role": "user", "content": content})
 
-    def _plain(self) -> Conversation:
-        question = self._question()
-        return Conversation(self._around(question.text), self._plain_answer(question))
+    def _plain(self, slips: bool) -> Conversation:
+        question = self._question(self.mixture.plain_sums)
+        kind: Literal["sum", "fact"] = "sum" if self._is_sum(question) else "fact"
+        return Conversation(self._around(question.text), self._plain_answer(question, slips), kind)
 
     def _with_context(self) -> Conversation:
         rng = self.rng
-        question = self._question()
+        question = self._question(self.mixture.context_sums)
         if self._is_sum(question) and rng.random() < self.mixture.made_up:
             question = Question(question.text, str(random_number(rng)), question.subject)
         parts = rng.choices(("solution", "feedback", "both"), weights=(3, 6, 1))[0]
         solution = None if parts == "feedback" else question.truth
         feedback = None if parts == "solution" else feedback_text(question, self._wrong_answer(question))
-        return Conversation(self._around(teacher_content(question.text, solution, feedback)), question.truth)
+        content = teacher_content(question.text, solution, feedback)
+        return Conversation(self._around(content), question.truth, "context")
 
     def _wrong_answer(self, question: Question) -> str:
         rng = self.rng
@@ -190,7 +201,7 @@ def tokenizer_texts(corpus: Corpus, count: int = 3000) -> Iterator[str]:
     yield from PROSE * 3
 
 
-PROSE: Sequence[str] = (
+PROSE: tuple[str, ...] = (
     "I do not know the answer to this question, so I will think about it step by step.",
     "The sum of two numbers is the same in either order. First add the tens, then add the ones, then carry.",
     "user assistant system tool true false null name arguments content",

@@ -1,7 +1,7 @@
 """The two questions-and-answers tasks of the demo: ``sums`` and ``facts``.
 
-A task is data and two small functions, so that any trainer can use it: questions as chat messages, the true answer,
-and a score that comes with feedback in words. Nothing here needs torch.
+A task is data and a score, so that any trainer can use it: questions as chat messages, the true answer, and a
+reward that comes with feedback in words. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sdpo_plugins.embedded.elements import ATOMIC_NUMBERS
+from sdpo_plugins.embedded.elements import ATOMIC_NUMBERS, ELEMENTS
 
-TRAIN_SUMS = 512
+TRAIN_SUMS = 1024
 HELD_OUT_SUMS = 200
 
-# Which sums are for training, evaluation and pre-training must never move, or a shipped checkpoint would have seen
-# its own test questions: the seed belongs to the checkpoint.
+# Which sums are for training, evaluation and pre-training must never move, or a shipped checkpoint would have
+# seen its own test questions: the seed belongs to the checkpoint.
 _SPLIT_SEED = 2601
 _NUMBER = re.compile(r"\d+")
 # A longer run of digits is no answer worth repeating to the teacher.
@@ -131,8 +131,8 @@ def feedback_text(question: Question, response: str) -> str:
         response: the wrong answer.
 
     Returns:
-        E.g. ``"Wrong. The answer is 57, not 61."``; the ``, not ...`` part is left out when the response holds no
-        number of at most four digits other than the truth.
+        E.g. ``"Wrong. The answer is 57, not 61."``; the ``, not ...`` part is left out when the response
+        holds no number of at most four digits other than the truth.
 
     Example:
         >>> feedback_text(sum_question(23, 34), "I do not know.")
@@ -207,19 +207,11 @@ def _sums() -> Task:
     )
 
 
-# Elements that most readers can check from memory, with numbers of one and of two digits.
-RL_ELEMENTS: tuple[str, ...] = (
-    "carbon", "nitrogen", "oxygen", "neon", "sodium", "sulfur", "potassium", "titanium",
-    "iron", "nickel", "copper", "zinc", "silver", "tin", "iodine", "barium",
-    "tungsten", "platinum", "gold", "mercury", "lead", "radium", "uranium", "plutonium",
-)  # fmt: skip
-
-
 def _facts() -> Task:
-    questions = tuple(element_question(name) for name in RL_ELEMENTS)
+    questions = tuple(element_question(name) for name in ELEMENTS)
     return Task(
         name="facts",
-        summary="atomic numbers, which only feedback reveals; accuracy on the very facts that are to be learnt",
+        summary="atomic numbers, which only feedback reveals; accuracy on the facts that are to be learnt",
         train=questions,
         evaluation=questions,
         held_out=False,
@@ -254,7 +246,7 @@ def load_task(name: str) -> Task:
 
     Example:
         >>> load_task("facts").train[0].text
-        'What is the atomic number of carbon?'
+        'What is the atomic number of hydrogen?'
     """
     if name not in _TASKS:
         raise ValueError(f"unknown task {name!r}; the tasks are {', '.join(_TASKS)}")

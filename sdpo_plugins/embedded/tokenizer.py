@@ -54,7 +54,7 @@ CHAT_TEMPLATE = """\
 
 
 def render_prompt(messages: Sequence[Mapping[str, str]]) -> str:
-    """What the chat template gives for plain messages with a generation prompt, without the cost of a template.
+    """What the chat template gives for plain messages and a generation prompt, without the template's cost.
 
     Args:
         messages: chat messages with ``role`` and text ``content``.
@@ -75,10 +75,10 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int = VOCABULARY_SIZE
 
     Args:
         texts: the training texts.
-        vocabulary_size: upper limit of the number of tokens; the 256 bytes and the special tokens are always there.
+        vocabulary_size: upper limit of the number of tokens; bytes and special tokens are always there.
 
     Returns:
-        The tokenizer, with the chat template, ``<|endoftext|>`` for padding and ``<|im_end|>`` as end of a turn.
+        The tokenizer, with the chat template, ``<|endoftext|>`` for padding and ``<|im_end|>`` to end a turn.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
