@@ -91,7 +91,9 @@ def long_prompts(prompts: Sequence[Any], render: Render, config: SDPOConfig) -> 
     """
     # What a context weighs with its sections emptied: the question, the instruction, the generation prompt.
     reprompt = build_template(
-        config.replace(include_environment_feedback=True, success_reward_name=None, selector="first")
+        config.replace(
+            include_environment_feedback=True, success_reward_name=None, selector="first", selector_options={}
+        )
     )
     notices = []
     for row, prompt in enumerate(prompts):

@@ -175,3 +175,15 @@ def test_scorers_by_name(plugin):
         build_scorer(config, "exat")
     with pytest.raises(ConfigError, match=r"`scorer_options\.a` is no option"):
         build_scorer(config, "exact", {"a": 1})
+
+
+def test_options_of_a_plugin_selector_survive_the_check_of_prompts(plugin):
+    from sdpo_plugins.reprompt import check_prompts
+
+    @hookimpl
+    def sdpo_selectors():
+        return [entry("opt", Selector, options=Options)]
+
+    name = plugin(sdpo_selectors=sdpo_selectors)
+    config = SDPOConfig(plugins=[name], selector="opt", selector_options={"needed": 1})
+    assert check_prompts(["1+1="], config=config, render=lambda text: list(text)) == []
