@@ -50,8 +50,13 @@ def argument_problems(args: Any, config: SDPOConfig) -> list[str]:
 
 
 def check_reward_name(config: SDPOConfig, names: Sequence[str]) -> None:
-    """Refuse a `success_reward_name` that no reward function has."""
+    """Refuse a `success_reward_name` that no reward function has, or more than one."""
     wanted = config.success_reward_name
+    if wanted is not None and names.count(wanted) > 1:
+        raise ConfigError(
+            f"`success_reward_name` is {wanted!r}, but {names.count(wanted)} reward functions are named {wanted!r}. "
+            "Give each a name of its own (`def`, or `__name__`)."
+        )
     if wanted is not None and wanted not in names:
         raise ConfigError(
             f"`success_reward_name` is {wanted!r}, but the reward functions are {', '.join(map(repr, names))}."

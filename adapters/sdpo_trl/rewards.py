@@ -22,14 +22,14 @@ _FEEDBACK = "feedback"
 
 
 def reward_name(func: Any) -> str:
-    """Return the name a reward function has in logs: its `__name__`, or its class's.
+    """Return the name a reward function has in logs, as TRL forms it: its `__name__`, or its class's.
 
     Example:
-        >>> reward_name(len)
+        >>> reward_name(functools.partial(len))
         'len'
     """
-    name = getattr(func, "__name__", None)
-    return name if isinstance(name, str) else type(func).__name__
+    name = getattr(_unwrapped(func), "__name__", None)
+    return name if isinstance(name, str) else type(_unwrapped(func)).__name__
 
 
 def normalize_rewards(output: Any, count: int, name: str) -> tuple[list[float | None], list[str | None] | None]:
@@ -204,7 +204,9 @@ def _intercept(log_extra: Callable[[str, list[Any]], None], logged: list[Any]) -
 
 def _as_list(values: Any, name: str, what: str) -> list[Any]:
     if isinstance(values, torch.Tensor):
-        return list(values.detach().flatten().tolist())
+        # A column [N, 1] is what models give; any other second dimension is a mistake to be shown as it is.
+        values = values.detach()
+        values = values.flatten() if values.numel() == max(values.shape, default=0) else values
     if hasattr(values, "tolist") and not isinstance(values, (str, bytes)):
         values = values.tolist()
     if isinstance(values, (list, tuple)):
@@ -247,7 +249,14 @@ def _as_feedback(value: Any, index: int, name: str) -> str | None:
     )
 
 
+def _unwrapped(func: Any) -> Any:
+    while isinstance(func, functools.partial):
+        func = func.func
+    return func
+
+
 def _is_async(func: Any) -> bool:
+    func = _unwrapped(func)
     return asyncio.iscoroutinefunction(func) or inspect.iscoroutinefunction(getattr(func, "__call__", None))  # noqa: B004
 
 

@@ -203,8 +203,9 @@ class SDPOTrainer(trl.GRPOTrainer):
         count = len(prompts)
         column = [row.get("feedback") for row in inputs] if any("feedback" in row for row in inputs) else None
         feedback = self._recorder.take(count, column)
-        if feedback is not None:
-            self._pending_extra_logs["feedback"] = list(feedback)
+        if feedback is not None or self._sdpo_on:
+            # Also where there is none: the completions table shifts a column that only some batches fill.
+            self._pending_extra_logs["feedback"] = [text or "" for text in feedback or [None] * count]
         if self._sdpo_on:
             self._scored = ScoredBatch(
                 prompts=list(prompts),
