@@ -90,7 +90,7 @@ def doctor_command(json: _Json = False) -> None:
 @app.command(
     "train",
     epilog="Examples: `sdpo train recipes/trl/arithmetic.yaml` · "
-    "`sdpo train recipes/trl/arithmetic.yaml seed=1 sdpo.alpha=1.0`",
+    "`sdpo train recipes/trl/arithmetic.yaml seed=1 alpha=1.0`",
 )
 def train_command(
     config: Annotated[
