@@ -11,7 +11,9 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from sdpo_plugins.embedded import checkpoint_path
 
-torch.set_num_threads(2)
+# One thread: on tiny matrices more cost tenfold the time on a busy machine, and the order of sums, so the last bits,
+# would depend on how many were free.
+torch.set_num_threads(1)
 
 
 def tiny_model(seed: int = 0, **changes: Any) -> Qwen3ForCausalLM:
