@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sdpo_plugins.errors import TeacherError
+from sdpo_plugins.errors import ConfigError, TeacherError
 from sdpo_plugins.teacher import Teacher, load_teacher, save_teacher
 
-__all__ = ["FOLDER", "load_run_state", "load_teacher_state", "save_run_state", "save_teacher_state"]
+__all__ = [
+    "FOLDER",
+    "check_same_cut",
+    "load_run_state",
+    "load_teacher_state",
+    "save_run_state",
+    "save_teacher_state",
+    "skip_epochs",
+]
 
 FOLDER = "sdpo"
 
@@ -74,16 +84,50 @@ def load_run_state(
     """
     folder = checkpoint / FOLDER
     try:
-        state = json.loads((folder / f"state-{rank}.json").read_text(encoding="utf-8"))
+        state = dict(json.loads((folder / f"state-{rank}.json").read_text(encoding="utf-8")))
         rollouts = None
         if state.pop("has_rollouts"):
             rollouts = torch.load(folder / f"rollouts-{rank}.pt", map_location=device, weights_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise TeacherError(
             f"The SDPO state of rank {rank} in {folder} cannot be read ({type(error).__name__}: {error}). Resume from "
             "another checkpoint, with as many processes as it was written with."
         ) from error
     return state, rollouts
+
+
+def check_same_cut(checkpoint: Path, saved: Sequence[int], now: Sequence[int]) -> None:
+    """Refuse to go on in the middle of a rollout batch that this run would cut otherwise.
+
+    Args:
+        checkpoint: The checkpoint's folder, for the message.
+        saved: `steps_per_generation` and `num_iterations` of the run that wrote it.
+        now: The same of this run.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    if list(saved) != list(now):
+        raise ConfigError(
+            f"The checkpoint {checkpoint} was written in the middle of a rollout batch with steps_per_generation="
+            f"{saved[0]} and num_iterations={saved[1]}; this run has {now[0]} and {now[1]}. Set them as they were, or "
+            "resume from a checkpoint between two rollout batches."
+        )
+
+
+def skip_epochs(sampler: Iterable[Any] | None, epochs: int) -> None:
+    """Draw the shuffles of finished epochs, so that a new sampler goes on with the next epoch's.
+
+    TRL's sampler has a generator of its own that moves on with every epoch and that nothing saves: without this, an
+    epoch after a restart would be shuffled as the first one was.
+
+    Args:
+        sampler: Of the training set, or None for a stream of data.
+        epochs: Number of epochs finished.
+    """
+    if sampler is not None:
+        for _ in range(epochs):
+            next(iter(sampler), None)
 
 
 def _atomically(path: Path, write: Any) -> None:

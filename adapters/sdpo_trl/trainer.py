@@ -29,7 +29,14 @@ from sdpo_trl.probe import TeacherProbe, as_turns, one_per_question, successes, 
 from sdpo_trl.rewards import FeedbackRecorder
 from sdpo_trl.rollouts import ScoredBatch, batch_rollouts
 from sdpo_trl.setup import settle_options, warn_if_patched_since
-from sdpo_trl.state import load_run_state, load_teacher_state, save_run_state, save_teacher_state
+from sdpo_trl.state import (
+    check_same_cut,
+    load_run_state,
+    load_teacher_state,
+    save_run_state,
+    save_teacher_state,
+    skip_epochs,
+)
 from sdpo_trl.window import Window, measure
 
 __all__ = ["SDPOTrainer"]
@@ -102,6 +109,7 @@ class SDPOTrainer(trl.GRPOTrainer):
         self._scored: ScoredBatch | None = None
         self._window: Window | None = None
         self._window_left = self._done_in_step = 0
+        self._sampler: Any = None
         self._health = HealthMonitor()
         single = not isinstance(reward_funcs, (list, tuple))
         funcs = None if reward_funcs is None else [reward_funcs] if single else list(reward_funcs)
@@ -196,6 +204,10 @@ class SDPOTrainer(trl.GRPOTrainer):
             return [per_environment[name] or None for name in names]
         return [getattr(self, "tools", None) or None] * count
 
+    def _mean_length(self) -> float:
+        # TRL's own figure: masks say what is learnt, and `mask_truncated_completions` empties those of long answers.
+        return float(self._metrics["train"]["completions/mean_length"][-1])
+
     # Rollouts → teacher contexts
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
@@ -237,10 +249,9 @@ class SDPOTrainer(trl.GRPOTrainer):
             rollouts, mine, output, self._tools_of_rows(len(scored.prompts))
         )
         metrics.update(extra_metrics(self.sdpo_config, rollouts, contexts))
-        lengths = self.accelerator.gather(output["completion_mask"].sum(dim=1)).float()
         self._note(mode, metrics)
         if mode == "train":
-            self._warn(self._health.batch(metrics, float(lengths.mean())))
+            self._warn(self._health.batch(metrics, self._mean_length()))
             if self._probe.due():
                 self._note(mode, self._teacher_accuracy(rollouts[mine], inputs, output, tensors, group))
         return tensors
@@ -367,10 +378,17 @@ class SDPOTrainer(trl.GRPOTrainer):
         total = self.accelerator.reduce(torch.tensor(values, device=self.accelerator.device), reduction="sum")
         return [float(value) for value in total]
 
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        self._sampler = super()._get_train_sampler(*args, **kwargs)
+        return self._sampler
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # Ours first: the host's part ends by deleting older checkpoints, which must not go before this one is whole.
+        if self._sdpo_on:
+            self._save_sdpo(trial)
         super()._save_checkpoint(model, trial)
-        if not self._sdpo_on:
-            return
+
+    def _save_sdpo(self, trial: Any) -> None:
         checkpoint = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         self._start_teacher()
@@ -379,8 +397,11 @@ class SDPOTrainer(trl.GRPOTrainer):
         middle = self._step % every != 0
         state = {
             "step": self._step,
+            "cut": [self._options.steps_per_generation, self.num_iterations],
+            "epochs": int(self.state.epoch or 0),
             "clock": self._clock.state_dict(),
             "health": self._health.state_dict(),
+            "probed": self._probe.seen,
             "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
         }
         save_run_state(checkpoint, rank, state, self._buffered_inputs if middle else None)
@@ -395,10 +416,15 @@ class SDPOTrainer(trl.GRPOTrainer):
         module = self._bare_model()
         load_teacher_state(self._strategies.teacher, folder, local_tensors(module), rank, world, is_sharded(module))
         state, rollouts = load_run_state(folder, rank, self.accelerator.device)
+        if rollouts is not None:
+            check_same_cut(folder, state["cut"], [self._options.steps_per_generation, self.num_iterations])
         self._clock.load_state_dict(state["clock"])
         self._health.load_state_dict(state["health"])
+        self._probe.seen = state["probed"]
+        self._metrics["train"].clear()
         for name, values in state["metrics"].items():
             self._metrics["train"][name].extend(values)
-        if rollouts is not None:
-            self._step = state["step"]
-            self._buffered_inputs = cast(Any, rollouts)
+        # Between two rollout batches the host's own count, from zero, is as good.
+        self._step = 0 if rollouts is None else state["step"]
+        self._buffered_inputs = cast(Any, rollouts)
+        skip_epochs(self._sampler, state["epochs"])
