@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from sdpo_plugins.config import SDPOConfig
@@ -40,7 +41,7 @@ class ContextBuilder:
     def tensors(
         self, rollouts: Sequence[Rollout], mine: slice, batch: Mapping[str, Any], tools: Sequence[Any]
     ) -> tuple[dict[str, Any], TeacherContexts, dict[str, float]]:
-        """Build the contexts of all rollouts and this rank's share of them as tensors.
+        """Build the contexts of all rollouts and this rank's share of them as tensors. Every rank must call this together.
 
         Args:
             rollouts: All ranks' rollouts.
@@ -68,7 +69,9 @@ class ContextBuilder:
         for name in ("token_type_ids", "mm_token_type_ids"):
             if name in batch:
                 tensors[f"sdpo_{name}"] = self._token_types(ids, batch["completion_ids"], batch[name])
-        metrics = encoding_metrics(encoded, [context.active for context in local])
+        # Of the other ranks' prompts only the lengths count.
+        counted = gather_object([replace(row, ids=[0] * len(row.ids), messages="") for row in encoded])
+        metrics = encoding_metrics(counted, [context.active for context in contexts.contexts])
         return tensors, contexts, {**contexts.metrics, **metrics}
 
     def _encode(

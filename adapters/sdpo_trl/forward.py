@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 __all__ = ["Sequences", "completion_logits", "evaluating", "is_sharded", "sampled_log_probs"]
@@ -119,4 +120,7 @@ def is_sharded(module: nn.Module) -> bool:
 
     Then every rank has to join in every forward pass.
     """
-    return any(isinstance(p, DTensor) or hasattr(p, "ds_tensor") for p in module.parameters())
+    # FSDP2 may show the gathered weights of a module that just ran, so its modules tell, not only their parameters.
+    return any(isinstance(part, FSDPModule) for part in module.modules()) or any(
+        isinstance(p, DTensor) or hasattr(p, "ds_tensor") for p in module.parameters()
+    )

@@ -13,7 +13,7 @@ from sdpo_plugins.config import SDPOConfig
 from sdpo_plugins.reprompt import is_success
 from sdpo_plugins.teacher import Teacher, local_tensors
 from sdpo_plugins.types import Rollout
-from sdpo_trl.forward import evaluating
+from sdpo_trl.forward import evaluating, is_sharded
 from sdpo_trl.rollouts import total_rewards
 
 __all__ = ["TeacherProbe", "as_turns", "one_per_question", "successes", "teacher_answers"]
@@ -81,7 +81,13 @@ def teacher_answers(
     """
     generate: Callable[..., Tensor] = module.generate  # type: ignore[assignment]
     with torch.random.fork_rng(), evaluating(module), teacher.applied(local_tensors(module)):
-        output = generate(input_ids=prompt_ids, attention_mask=prompt_mask, generation_config=generation_config)
+        output = generate(
+            input_ids=prompt_ids,
+            attention_mask=prompt_mask,
+            generation_config=generation_config,
+            # Where weights are gathered from all ranks, none may stop before the others.
+            synced_gpus=is_sharded(module),
+        )
     ends = generation_config.eos_token_id
     stop = set(ends) if isinstance(ends, (list, tuple)) else {ends}
     return [_until(row, stop) for row in output[:, prompt_ids.size(1) :].tolist()]
