@@ -81,9 +81,11 @@ class ShardSlot(Slot):
 
     def local(self) -> Tensor:
         owner: Any = self.owner
+        if hasattr(owner, "ds_tensor"):
+            return _without_padding(owner)
         with torch.no_grad():
-            local: Tensor = owner.ds_tensor if hasattr(owner, "ds_tensor") else owner.detach().to_local()
-        return local.detach()
+            local: Tensor = owner.detach().to_local()
+        return local
 
     def put(self, value: Tensor) -> Undo:
         # `.data` has a version counter of its own. Under tensor parallelism the student's graph saved this very shard:
@@ -132,7 +134,7 @@ class LocalTensors(Mapping[str, Tensor]):
     """The student's tensors that training can change, by name: a live view, never a copy.
 
     Reading an entry gives this rank's part: the parameter itself, the local shard of a DTensor, or ZeRO-3's
-    1-D `ds_tensor`. Values read later show what the optimizer did meanwhile. Build it once, by
+    1-D `ds_tensor` without its padding. Values read later show what the optimizer did meanwhile. Build it once, by
     `local_tensors`.
 
     Args:
@@ -268,6 +270,14 @@ def _parameter_slot(name: str, parameter: nn.Parameter) -> Slot:
         return ShardSlot(parameter)
     _refuse_absent(name, parameter)
     return ShardSlot(parameter) if _is_dtensor(parameter) else Slot(parameter)
+
+
+def _without_padding(zero3: Any) -> Tensor:
+    # ZeRO-3 cuts a parameter into equal parts, so the last ones end in memory that was never written.
+    shard: Tensor = zero3.ds_tensor
+    part = shard.numel()
+    before = torch.distributed.get_rank(zero3.ds_process_group) * part
+    return shard.detach().view(-1).narrow(0, 0, min(part, max(0, zero3.ds_numel - before)))
 
 
 def _is_dtensor(tensor: Tensor) -> bool:

@@ -6,6 +6,8 @@ This file is also the program that the processes run: `python test_teacher_shard
 from __future__ import annotations
 
 import copy
+import enum
+import functools
 import subprocess
 import sys
 import traceback
@@ -220,6 +222,83 @@ def case_tensor_parallel(rank: int, folder: Path) -> None:
     whole(INPUTS).square().sum().backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad.full_tensor(), whole.get_parameter(name).grad)
+
+
+class Status(enum.Enum):
+    AVAILABLE = 1
+    NOT_AVAILABLE = 2
+
+
+def partitioned(model: nn.Module, rank: int) -> nn.Module:
+    """Cut the parameters as DeepSpeed's ZeRO-3 does, with its attributes; what a forward gathers stays gathered.
+
+    It stands for the attributes only: the engine itself needs DeepSpeed, which the core's tests do not install.
+    """
+
+    def gather(module: nn.Module, _: object) -> None:
+        for parameter in module.parameters(recurse=False):
+            if parameter.ds_status is Status.NOT_AVAILABLE:
+                parts = [torch.empty_like(parameter.ds_tensor) for _ in range(WORLD)]
+                torch.distributed.all_gather(parts, parameter.ds_tensor.data)
+                parameter.data = torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape)
+                parameter.ds_status = Status.AVAILABLE
+
+    def partition(parameter: nn.Parameter) -> None:
+        parameter.data = torch.empty(0)
+        parameter.ds_status = Status.NOT_AVAILABLE
+
+    for module in model.modules():
+        module.register_forward_pre_hook(gather)
+    for parameter in model.parameters():
+        part = -(-parameter.numel() // WORLD)
+        padded = torch.full((WORLD * part,), torch.nan)
+        padded[: parameter.numel()] = parameter.data.flatten()
+        parameter.ds_tensor = padded[rank * part : (rank + 1) * part].clone()
+        parameter.ds_numel, parameter.ds_shape = parameter.numel(), parameter.shape
+        parameter.ds_process_group = torch.distributed.group.WORLD
+        parameter.partition = functools.partial(partition, parameter)
+        parameter.partition()
+    return model
+
+
+def case_zero3_shards(rank: int, folder: Path) -> None:
+    from sdpo_plugins.teacher import Ema, local_tensors
+
+    whole = Net()
+    model = partitioned(copy.deepcopy(whole), rank)
+    tensors, wholes = local_tensors(model), local_tensors(whole)
+    assert tensors["first.weight"].numel() == 15 and tensors["second.bias"].numel() == 1 - rank
+    teacher, oracle = Ema(0.25, "rollout_batch", 1), Ema(0.25, "rollout_batch", 1)
+    teacher.start(tensors)
+    oracle.start(wholes)
+    for one in (tensors, wholes):
+        with torch.no_grad():
+            for name in set(one) - one.buffers:
+                one[name].mul_(1.5)
+    metrics = teacher.update(tensors, reduce=all_reduce)
+    for name, value in oracle.update(wholes).items():
+        assert abs(metrics[name] - value) <= 1e-5 * max(1.0, value), (name, metrics[name], value)
+    before = {name: (live.data_ptr(), live.clone()) for name, live in tensors.items()}
+    student = model(INPUTS)
+    torch.testing.assert_close(student, whole(INPUTS))
+    scored = teacher.score(lambda: model(INPUTS), tensors)
+    torch.testing.assert_close(scored, oracle.score(lambda: whole(INPUTS), wholes))
+    assert torch.equal(model(INPUTS), student)
+    for name, (pointer, value) in before.items():
+        assert tensors[name].data_ptr() == pointer and torch.equal(tensors[name], value), name
+
+
+def case_zero3_on_nvme_is_refused(rank: int, folder: Path) -> None:
+    from sdpo_plugins.errors import TeacherError
+    from sdpo_plugins.teacher import local_tensors
+
+    model = partitioned(Net(), rank)
+    model.first.weight.ds_tensor.status = Status.NOT_AVAILABLE
+    try:
+        local_tensors(model)
+        raise AssertionError("weights on NVMe were accepted")
+    except TeacherError as error:
+        assert "'first.weight' is not in memory" in str(error) and "NVMe" in str(error), error
 
 
 def case_fsdp1_is_refused(rank: int, folder: Path) -> None:
