@@ -19,7 +19,16 @@ from sdpo_plugins.health import HealthMonitor
 from sdpo_plugins.plugins import extra_metrics, resolve, validate
 from sdpo_plugins.teacher import local_tensors
 from sdpo_plugins.types import Rollout
-from sdpo_trl.checks import argument_problems, check_dataset, check_model, check_prompts_of, check_reward_name
+from sdpo_trl.checks import (
+    argument_problems,
+    check_dataset,
+    check_in_memory,
+    check_model,
+    check_probe,
+    check_prompts_of,
+    check_reward_name,
+    warn_of_idle_arguments,
+)
 from sdpo_trl.clock import TeacherClock
 from sdpo_trl.contexts import ContextBuilder, decode_responses, thinking_opened
 from sdpo_trl.distill import Distiller
@@ -103,7 +112,8 @@ class SDPOTrainer(trl.GRPOTrainer):
             if problems:
                 raise ConfigError(problems)
             validate(config, "trl")
-            check_dataset(train_dataset)
+            if isinstance(model, torch.nn.Module):
+                check_in_memory(model)
         self._strategies = resolve(config)
         self._recorder = FeedbackRecorder()
         self._scored: ScoredBatch | None = None
@@ -122,6 +132,7 @@ class SDPOTrainer(trl.GRPOTrainer):
     def _prepare_sdpo(self) -> None:
         """Check what only exists now, before anything is generated, and set up what the hooks below use."""
         config = self.sdpo_config
+        warn_of_idle_arguments(self.args, config)
         check_reward_name(config, self.reward_func_names)
         if config.success_reward_name is None and len(self.reward_func_names) > 1:
             names = ", ".join(self.reward_func_names)
@@ -141,9 +152,22 @@ class SDPOTrainer(trl.GRPOTrainer):
             chat_template=getattr(self, "chat_template", None),
             chat_template_kwargs=dict(getattr(self, "chat_template_kwargs", None) or {}),
         )
+        check_dataset(self.train_dataset, prompts_needed=not self._has_environments)
         if not self._has_environments:
-            check_prompts_of(self.train_dataset, self._tokenizer, config, self._contexts.chat_template)
+            # A processor would have to load the pictures to count tokens.
+            check_prompts_of(
+                self.train_dataset,
+                self.processing_class if self._is_vlm else self._tokenizer,
+                None if self._is_vlm else config,
+                self._contexts.chat_template,
+            )
         self._probe = TeacherProbe(every=getattr(self.args, "teacher_accuracy_every", 0))
+        check_probe(
+            self._probe.every,
+            tools=bool(getattr(self, "tools", None)),
+            environments=self._has_environments,
+            images=self._is_vlm,
+        )
         self._distiller = Distiller(
             config=config,
             divergence=self._strategies.divergence,

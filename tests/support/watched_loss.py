@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from sdpo_trl import SDPOTrainer
 
 from sdpo_plugins.losses import self_distillation_loss
+from sdpo_trl import SDPOTrainer
 
 
 class Spying(SDPOTrainer):

@@ -1,4 +1,4 @@
-"""What GRPOTrainer can do beyond plain chat prompts keeps working: rollouts of one's own, templates, datasets, rewards."""
+"""What GRPOTrainer can do beyond plain chat prompts keeps working: own rollouts, templates, datasets, rewards."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from tiny_trl import digits_reward, questions, tiny_model
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForSequenceClassification
-from watched_loss import Scripted, Spying, core_loss
 
 from sdpo_plugins.embedded import checkpoint_path
+from tiny_trl import digits_reward, questions, tiny_model
+from watched_loss import Scripted, Spying, core_loss
 
 FROZEN = {"max_steps": 1, "learning_rate": 0.0}
 
