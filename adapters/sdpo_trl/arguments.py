@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import types
 import typing
 from collections.abc import Mapping
@@ -11,7 +12,8 @@ from typing import Any
 from trl import GRPOConfig
 
 from sdpo_plugins.config import SDPOConfig
-from sdpo_plugins.errors import ConfigError
+from sdpo_plugins.dialects import translation
+from sdpo_plugins.errors import ConfigError, nearest
 
 __all__ = ["SDPOTrainingArguments", "sdpo_options"]
 
@@ -136,3 +138,26 @@ SDPOTrainingArguments = dataclasses.make_dataclass(
         "__module__": __name__,
     },
 )
+
+_plain_init: Any = vars(SDPOTrainingArguments)["__init__"]
+_NAMES = frozenset(inspect.signature(_plain_init).parameters) - {"self"}
+
+
+def _init_with_hints(self: Any, *positional: Any, **options: Any) -> None:
+    problems = [_unknown(name, value) for name, value in options.items() if name not in _NAMES]
+    if problems:
+        raise ConfigError(problems)
+    _plain_init(self, *positional, **options)
+
+
+def _unknown(name: str, value: Any) -> str:
+    ours, problems = translation({name: value})
+    if not problems:
+        said = ", ".join(f"`{own}={converted!r}`" for own, converted in ours.items())
+        return f"Unknown option `{name}`: in SDPOTrainingArguments it is {said or 'not needed'}."
+    return f"Unknown option `{name}`.{nearest(name, _NAMES)}"
+
+
+# A misspelt option gets a hint, as it does in SDPOConfig. The signature that tools see stays the dataclass's own.
+_init_with_hints.__wrapped__ = _plain_init  # type: ignore[attr-defined]
+SDPOTrainingArguments.__init__ = _init_with_hints  # type: ignore[misc]

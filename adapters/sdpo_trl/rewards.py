@@ -95,9 +95,18 @@ class FeedbackRecorder:
         self._wrapped = 0
 
     def wrap(self, func: Any) -> Any:
-        """Return a function for the trainer; models and model names come back as they are."""
-        if isinstance(func, (str, torch.nn.Module)) or not callable(func):
+        """Return a function for the trainer; models and model names come back as they are.
+
+        Raises:
+            RewardError: It can be neither called nor be a model.
+        """
+        if isinstance(func, (str, torch.nn.Module)):
             return func
+        if not callable(func):
+            raise RewardError(
+                f"A reward function must be callable, a model, or a model's name, got {reprlib.repr(func)} "
+                f"({type(func).__name__})."
+            )
         slot, name = self._wrapped, reward_name(func)
         self._wrapped += 1
 

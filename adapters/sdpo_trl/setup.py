@@ -6,7 +6,9 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import trl
+from trl import GRPOConfig
 
 from sdpo_plugins.config import SDPOConfig
 from sdpo_plugins.errors import ConfigError
@@ -38,8 +40,11 @@ def settle_options(model: Any, args: Any, sdpo_config: SDPOConfig | Mapping[str,
         )
     if args is None:
         name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or "model"
-        args = SDPOTrainingArguments(f"{name.rstrip('/').split('/')[-1]}-SDPO")
-    if not isinstance(args, trl.GRPOConfig):
+        # Where there is no accelerator the host's own defaults are refused, and asking for the CPU is all they lack.
+        folder = f"{name.rstrip('/').split('/')[-1]}-SDPO"
+        args = SDPOTrainingArguments(folder, use_cpu=not torch.accelerator.is_available())
+    # Unsloth replaces the configuration's class as well; the one ours was made from is as good.
+    if not isinstance(args, (trl.GRPOConfig, GRPOConfig)):
         raise ConfigError(
             f"`args` must be a trl.GRPOConfig or sdpo_trl.SDPOTrainingArguments, got {type(args).__name__}."
         )

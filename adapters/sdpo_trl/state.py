@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 FOLDER = "sdpo"
+_KEYS = frozenset({"step", "cut", "epochs", "clock", "health", "probed", "metrics", "has_rollouts"})
 
 
 def save_teacher_state(teacher: Teacher, checkpoint: Path, rank: int, world_size: int, sharded: bool) -> None:
@@ -86,6 +87,8 @@ def load_run_state(
     try:
         state = dict(json.loads((folder / f"state-{rank}.json").read_text(encoding="utf-8")))
         rollouts = None
+        if missing := _KEYS - state.keys():
+            raise KeyError(*sorted(missing))
         if state.pop("has_rollouts"):
             rollouts = torch.load(folder / f"rollouts-{rank}.pt", map_location=device, weights_only=True)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:

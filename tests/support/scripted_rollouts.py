@@ -53,3 +53,17 @@ def buffered_rows(trainer: Any) -> list[dict[str, Any]]:
 
 def _text(tokenizer: Any, ids: torch.Tensor, mask: torch.Tensor) -> str:
     return str(tokenizer.decode(ids[mask.bool()], skip_special_tokens=False))
+
+
+def watch_gradients(trainer: Any) -> dict[str, torch.Tensor]:
+    """The gradients that reach the optimizer, filled in at its (last) step."""
+    seen: dict[str, torch.Tensor] = {}
+    trainer.create_optimizer()
+    step = trainer.optimizer.step
+
+    def stepping(*args: Any, **kwargs: Any) -> Any:
+        seen.update({name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None})
+        return step(*args, **kwargs)
+
+    trainer.optimizer.step = stepping
+    return seen
