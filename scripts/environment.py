@@ -114,7 +114,7 @@ def build(environment: Environment, folder: Path) -> None:
     gpu = has_gpu()
     step(
         f"{environment.torch} ({'CUDA' if gpu else 'CPU'})",
-        [*pip, "install", "--quiet", *torch_arguments(environment, gpu)],
+        [*pip, "install", "--quiet", *torch_arguments(pip, environment, gpu)],
     )
     if not gpu:
         refuse_cuda(python)
@@ -128,13 +128,22 @@ def build(environment: Environment, folder: Path) -> None:
         refuse_cuda(python)
 
 
-def torch_arguments(environment: Environment, gpu: bool) -> list[str]:
-    """Return pip's arguments for torch: without a GPU on Linux, PyTorch's CPU index is searched too."""
-    if gpu or platform.system() != "Linux":
+def torch_arguments(pip: Sequence[str], environment: Environment, gpu: bool) -> list[str]:
+    """Return pip's arguments for torch: PyTorch's CPU index only where pip would otherwise fetch CUDA for nothing."""
+    if gpu or not brings_cuda(pip, environment.torch):
         return [environment.torch]
-    # A local version (2.13.0+cpu) counts as newer than the same public version, so pip prefers the CPU build wherever
-    # it finds one. An index that cannot be reached costs a warning; what then arrives is checked below.
+    # A local version (2.13.0+cpu) counts as newer than the same public version, so pip prefers the CPU build there.
     return ["--retries", "1", "--extra-index-url", CPU_INDEX, environment.torch]
+
+
+def brings_cuda(pip: Sequence[str], requirement: str) -> bool:
+    """Ask pip what it would install for a requirement, without installing it: is any of it NVIDIA's?"""
+    command = [*pip, "install", "--quiet", "--dry-run", "--ignore-installed", "--report", "-", requirement]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        raise EnvironmentProblem(f"pip finds no {requirement}:\n{done.stderr}")
+    names = {item["metadata"]["name"].lower() for item in json.loads(done.stdout)["install"]}
+    return any(name.startswith(("nvidia-", "cuda-")) for name in names)
 
 
 def refuse_cuda(python: str) -> None:

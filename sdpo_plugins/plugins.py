@@ -116,7 +116,7 @@ def build_divergence(config: SDPOConfig) -> Callable[..., Any]:
 
     Example:
         >>> from sdpo_plugins import SDPOConfig
-        >>> divergence = build_divergence(SDPOConfig(divergence="reverse_kl"))  # doctest: +SKIP
+        >>> divergence = build_divergence(SDPOConfig(divergence="reverse_kl"))
     """
     return _stateless_divergence(config)
 

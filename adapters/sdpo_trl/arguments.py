@@ -130,7 +130,7 @@ SDPOTrainingArguments = dataclasses.make_dataclass(
     `distillation_topk`) take it as null in YAML, None in Python and `none` on a command line.
 
     Example:
-        >>> arguments = SDPOTrainingArguments(output_dir="out", alpha=1.0, distillation_topk=20)
+        >>> arguments = SDPOTrainingArguments(output_dir="out", alpha=1.0, distillation_topk=20, bf16=False)
         >>> arguments.to_sdpo_config().alpha
         1.0
     """,

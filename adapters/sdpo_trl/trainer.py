@@ -72,9 +72,11 @@ class SDPOTrainer(trl.GRPOTrainer):
         DataError: An empty dataset, prompts that end in an assistant turn, a tokenizer without a chat template.
         TeacherError: The teacher does not fit the model, e.g. `lora_ema` on a model without LoRA.
 
-    Example:
-        >>> trainer = SDPOTrainer(model, reward_funcs=grade, args=GRPOConfig("out"), sdpo_config=SDPOConfig(alpha=0.5),
-        ...                       train_dataset=dataset)  # doctest: +SKIP
+    Example::
+
+        trainer = SDPOTrainer(model, reward_funcs=grade, args=GRPOConfig("out"),
+                              sdpo_config=SDPOConfig(alpha=0.5), train_dataset=dataset)
+        trainer.train()
 
     Source: arXiv 2601.20802.
     """

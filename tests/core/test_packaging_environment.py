@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def rewrite(path: Path, old: str, new: str) -> None:
 
 def test_a_changed_requirement_asks_for_a_new_environment(script, tmp_path):
     before = script.fingerprint(script.ENVIRONMENTS["trl"])
-    rewrite(tmp_path / "pyproject.toml", "trl>=1.10", "trl>=1.11")
+    rewrite(tmp_path / "pyproject.toml", '"pluggy>=', '"pluggy>=0.')
     assert script.fingerprint(script.ENVIRONMENTS["trl"]) != before
 
 
@@ -86,13 +87,31 @@ def test_cuda_packages_without_a_gpu_are_refused(script, tmp_path, monkeypatch):
         script.refuse_cuda(sys.executable)
 
 
-def test_the_cpu_index_is_only_searched_where_there_is_no_gpu(script, monkeypatch):
-    environment = script.ENVIRONMENTS["trl"]
-    monkeypatch.setattr(script.platform, "system", lambda: "Linux")
-    assert script.CPU_INDEX in script.torch_arguments(environment, gpu=False)
-    assert script.torch_arguments(environment, gpu=True) == [environment.torch]
-    monkeypatch.setattr(script.platform, "system", lambda: "Darwin")
-    assert script.torch_arguments(environment, gpu=False) == [environment.torch]
+def make_wheel(folder: Path, name: str, requires: str = "") -> None:
+    """The smallest wheel that pip takes: metadata and nothing else."""
+    stem = f"{name.replace('-', '_')}-1.0"
+    with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{stem}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{requires}")
+        wheel.writestr(f"{stem}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{stem}.dist-info/RECORD", "")
+
+
+def test_the_cpu_index_is_searched_only_where_pip_would_bring_cuda(script, tmp_path, monkeypatch):
+    make_wheel(tmp_path, "plain-torch")
+    make_wheel(tmp_path, "nvidia-cublas")
+    make_wheel(tmp_path, "cuda-torch", "Requires-Dist: nvidia-cublas\n")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+
+    def arguments(name: str, gpu: bool) -> list[str]:
+        return script.torch_arguments(pip, script.Environment(extras=(), torch=name), gpu)
+
+    assert arguments("plain-torch", gpu=False) == ["plain-torch"]
+    assert script.CPU_INDEX in arguments("cuda-torch", gpu=False)
+    assert arguments("cuda-torch", gpu=True) == ["cuda-torch"]
+    with pytest.raises(script.EnvironmentProblem, match="absent-torch"):
+        arguments("absent-torch", gpu=False)
 
 
 def test_make_says_what_to_do_without_python(tmp_path):
