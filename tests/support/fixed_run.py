@@ -3,6 +3,7 @@ micro-batches and ranks. The jobs of the distributed tests are here too, since r
 
 from __future__ import annotations
 
+import os
 import random
 import tempfile
 import zlib
@@ -10,6 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer
@@ -53,7 +57,7 @@ RULES: dict[str, Rule] = {rule.__name__: rule for rule in (mixed, nothing, alter
 
 
 class FixedRollouts:
-    """A `rollout_func`: answers, scores and feedback depend on the prompt, the row in its group and the visit.
+    """A `rollout_func`: answers, scores and feedback depend on the prompt, the row in its group and the step.
 
     Args:
         tokenizer: For prompts and answers.
@@ -63,7 +67,6 @@ class FixedRollouts:
 
     def __init__(self, tokenizer: Any, rule: Rule, feedback_rank: int | None = None) -> None:
         self.tokenizer, self.rule, self.feedback_rank = tokenizer, rule, feedback_rank
-        self.visits = 0
         special = set(tokenizer.all_special_ids)
         self.letters = [token for token in range(len(tokenizer)) if token not in special][:200]
         self.known = {row["prompt"][-1]["content"]: index for index, row in enumerate(questions(64))}
@@ -74,13 +77,12 @@ class FixedRollouts:
         for row, prompt in enumerate(prompts):
             question = self.known[prompt[-1]["content"]]
             sample = (rank * len(prompts) + row) % trainer.num_generations
-            rng = random.Random(zlib.crc32(f"{question} {sample} {self.visits}".encode()))
+            rng = random.Random(zlib.crc32(f"{question} {sample} {trainer.state.global_step}".encode()))
             score, feedback = self.rule(question, sample, rng)
             answer = [rng.choice(self.letters) for _ in range(rng.randint(1, 5))] + [self.tokenizer.eos_token_id]
             asked = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
             for name, value in zip(columns, (asked, answer, score, feedback), strict=True):
                 columns[name].append(value)
-        self.visits += 1
         if self.feedback_rank not in (None, rank):
             del columns["feedback"]
         return {**columns, "logprobs": None}
@@ -151,9 +153,10 @@ def fixed_trainer(
     rule: str | None = "mixed",
     reward: str = "scored",
     feedback_rank: int | None = None,
+    fsdp2: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> Watched:
-    """A trainer on fixed rollouts; without a rule, answers are sampled."""
+    """A trainer on fixed rollouts; without a rule, answers are sampled. With `fsdp2`, the ranks share the weights."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoint_path())
     settings: dict[str, Any] = {
         "args": tiny_arguments(folder, **{**GRADIENT_DESCENT, **args}),
@@ -162,6 +165,8 @@ def fixed_trainer(
         "processing_class": tokenizer,
         **kwargs,
     }
+    if fsdp2 is not None:
+        switch_on_fsdp2(**fsdp2)
     if rule is not None:
         settings["rollout_func"] = FixedRollouts(tokenizer, RULES[rule], feedback_rank)
     return Watched(settings.pop("model", None) or tiny_model(), **settings)
@@ -196,10 +201,30 @@ def outcome(trainer: Watched) -> dict[str, Any]:
     }
 
 
-def train(args: dict[str, Any], *, evaluate: bool = False, **kwargs: Any) -> dict[str, Any]:
+def train(
+    args: dict[str, Any], *, evaluate: bool = False, resume_from: str | None = None, **kwargs: Any
+) -> dict[str, Any]:
     """Run a trainer to its end in this process, which may be one of several."""
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = fixed_trainer(folder, args, **kwargs)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = fixed_trainer(args.pop("output_dir", scratch), args, **kwargs)
         evaluation = trainer.evaluate() if evaluate else None
-        trainer.train()
+        trainer.train(resume_from_checkpoint=resume_from)
         return {**outcome(trainer), "evaluation": evaluation}
+
+
+def switch_on_fsdp2(reshard_after_forward: bool) -> None:
+    """Let accelerate's FSDP2 path run on CPU ranks, one shard group for each decoder layer.
+
+    accelerate has all of it, but its list of device types that may switch FSDP on leaves CPUs out, and then trains by
+    DDP without a word. The switch is thrown here, once the training arguments have set up the process group.
+    """
+    os.environ["ACCELERATE_USE_FSDP"] = "true"
+    os.environ["FSDP_VERSION"] = "2"
+    os.environ["FSDP_AUTO_WRAP_POLICY"] = "TRANSFORMER_BASED_WRAP"
+    os.environ["FSDP_TRANSFORMER_CLS_TO_WRAP"] = "Qwen3DecoderLayer"
+    os.environ["FSDP_RESHARD_AFTER_FORWARD"] = str(reshard_after_forward).lower()
+    os.environ["FSDP_STATE_DICT_TYPE"] = "SHARDED_STATE_DICT"
+    Accelerator(cpu=True)
+    for state in (PartialState, AcceleratorState):
+        state._shared_state["distributed_type"] = DistributedType.FSDP
+    AcceleratorState._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin()

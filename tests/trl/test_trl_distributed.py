@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -236,3 +237,44 @@ def test_the_teacher_answers_on_all_ranks_although_one_has_nothing_active() -> N
         # In the first batch no row is active, in the second only the first rank's; no rollout of this rule succeeds.
         assert "self_distillation/teacher_accuracy" not in rows[0]
         assert rows[1]["self_distillation/teacher_accuracy"] == 0.0
+
+
+# FSDP2: weights and teacher are spread over the ranks, and every forward pass gathers them from all.
+FSDP2 = [{"reshard_after_forward": True}, {"reshard_after_forward": False}]
+
+
+@pytest.mark.parametrize("fsdp2", FSDP2, ids=["reshard", "keep"])
+@pytest.mark.parametrize("rule", ["mixed", "alternating"])
+def test_fsdp2_learns_as_one_process_does(rule: str, fsdp2: dict[str, Any]) -> None:
+    args = {"max_steps": 5, "teacher_update_rate": RATE}
+    results = two_ranks(args, rule=rule, fsdp2=fsdp2)
+    alone = train(args, rule=rule)
+    for result in results:
+        assert result["kind"] == "FSDP"
+        assert result["held_elements"] <= 0.6 * alone["held_elements"]
+        assert_same_training(result, alone)
+        for got, expected in zip(steps(result), steps(alone), strict=True):
+            assert got["teacher/distance"] == pytest.approx(expected["teacher/distance"], rel=1e-4)
+
+
+def test_fsdp2_the_teacher_answers_although_ranks_stop_at_different_lengths() -> None:
+    # With every second token an end, the ranks hardly ever stop together.
+    ends = list(range(0, tiny_model().config.vocab_size, 2))
+    args = {"max_steps": 5, "teacher_accuracy_every": 1, "max_completion_length": 16}
+    for result in two_ranks({**args, "generation_kwargs": {"eos_token_id": ends}}, rule="mixed", fsdp2=FSDP2[0]):
+        assert all(0.0 <= row["self_distillation/teacher_accuracy"] <= 1.0 for row in steps(result))
+
+
+@pytest.mark.parametrize("fsdp2", [None, FSDP2[0]], ids=["ddp", "fsdp2"])
+def test_resuming_on_two_ranks_is_never_having_stopped(fsdp2: dict[str, Any] | None, tmp_path: Path) -> None:
+    args = {"teacher_update_rate": RATE, "optim": "adamw_torch", "learning_rate": 1e-2, "max_steps": 4}
+    saving = {"output_dir": str(tmp_path / "out"), "save_strategy": "steps", "save_steps": 2}
+    straight = two_ranks({**args, **saving}, fsdp2=fsdp2)
+    parts = sorted(path.name for path in (tmp_path / "out/checkpoint-2/sdpo/teacher").iterdir())
+    assert len(parts) == (2 if fsdp2 is None else 4)
+    resumed = two_ranks(args, fsdp2=fsdp2, resume_from=str(tmp_path / "out/checkpoint-2"))
+    for whole, rest in zip(straight, resumed, strict=True):
+        assert len(rest["weights_after"]) == 2
+        for part in ("weights", "teacher"):
+            for name, value in whole[part].items():
+                assert torch.equal(rest[part][name], value), (part, name)
