@@ -1,6 +1,6 @@
 """Tuned settings of the demo's runs: task by method, as data. No torch.
 
-Both methods of a task get the same number of generations, and each the learning rate that suited it best.
+Both methods of a task get the same number of generations.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class RunSettings:
     Args:
         task: name of the task.
         method: ``"grpo"`` or ``"sdpo"``.
-        learning_rate: of AdamW without weight decay, constant, gradients clipped to norm 1.
+        learning_rate: of AdamW without weight decay, gradients clipped to norm 1.
+        lr_scheduler_type: ``"constant"`` or ``"linear"`` (to 0 at the end), as transformers names them.
         steps: optimizer steps; one step for each batch of rollouts.
         questions_per_step: questions in a batch.
         rollouts_per_question: answers sampled for each.
@@ -46,6 +47,7 @@ class RunSettings:
     task: str
     method: Method
     learning_rate: float
+    lr_scheduler_type: str
     steps: int
     questions_per_step: int
     rollouts_per_question: int
@@ -59,12 +61,26 @@ class RunSettings:
         return self.steps * self.questions_per_step * self.rollouts_per_question
 
 
-_SUMS: dict[str, Any] = {"task": "sums", "steps": 80, "questions_per_step": 16, "rollouts_per_question": 8}
-_FACTS: dict[str, Any] = {"task": "facts", "steps": 200, "questions_per_step": 16, "rollouts_per_question": 4}
+_SUMS: dict[str, Any] = {
+    "task": "sums",
+    "steps": 60,
+    "questions_per_step": 8,
+    "rollouts_per_question": 8,
+    "learning_rate": 3e-4,
+    "lr_scheduler_type": "linear",
+}
+_FACTS: dict[str, Any] = {
+    "task": "facts",
+    "steps": 120,
+    "questions_per_step": 16,
+    "rollouts_per_question": 4,
+    "lr_scheduler_type": "constant",
+}
+_JS_FROZEN: Mapping[str, Any] = MappingProxyType({**_FORWARD_KL_FROZEN, "alpha": 0.5})
 
 SETTINGS: tuple[RunSettings, ...] = (
-    RunSettings(**_SUMS, method="grpo", learning_rate=1e-4),
-    RunSettings(**_SUMS, method="sdpo", learning_rate=3e-4, sdpo=_FORWARD_KL_FROZEN),
+    RunSettings(**_SUMS, method="grpo"),
+    RunSettings(**_SUMS, method="sdpo", sdpo=_JS_FROZEN),
     RunSettings(**_FACTS, method="grpo", learning_rate=3e-4),
     RunSettings(**_FACTS, method="sdpo", learning_rate=1e-3, sdpo=_FORWARD_KL_FROZEN),
 )

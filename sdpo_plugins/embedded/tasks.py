@@ -207,8 +207,12 @@ def _sums() -> Task:
     )
 
 
+# Hydrogen to zirconium: all 118 need several times the rollouts that a demo can spend.
+RL_ELEMENTS: tuple[str, ...] = ELEMENTS[:40]
+
+
 def _facts() -> Task:
-    questions = tuple(element_question(name) for name in ELEMENTS)
+    questions = tuple(element_question(name) for name in RL_ELEMENTS)
     return Task(
         name="facts",
         summary="atomic numbers, which only feedback reveals; accuracy on the facts that are to be learnt",
