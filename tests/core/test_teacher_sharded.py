@@ -224,6 +224,33 @@ def case_tensor_parallel(rank: int, folder: Path) -> None:
         torch.testing.assert_close(parameter.grad.full_tensor(), whole.get_parameter(name).grad)
 
 
+def case_a_forward_that_takes_the_local_shard_itself(rank: int, folder: Path) -> None:
+    """Its graph saves the very tensor into which the teacher's values are copied for a while."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    from sdpo_plugins.teacher import Frozen, local_tensors
+
+    whole = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2, bias=False))
+    weight = torch.randn(2, 4, generator=torch.Generator().manual_seed(1))
+    mesh = init_device_mesh("cpu", (WORLD,))
+    whole[1].weight = nn.Parameter(distribute_tensor(weight, mesh, [Shard(0)]))
+    tensors = local_tensors(whole)
+    teacher = Frozen(0.0, "rollout_batch", 1)
+    teacher.start(tensors)
+    with torch.no_grad():
+        tensors["1.weight"].mul_(2.0)
+
+    def forward() -> Tensor:
+        return nn.functional.linear(whole[0](INPUTS), whole[1].weight.to_local())
+
+    student = forward()
+    assert torch.equal(teacher.score(forward, tensors), student / 2.0)
+    student.sum().backward()
+    expected = (2.0 * weight[rank])[:, None] * INPUTS.sum(0)
+    torch.testing.assert_close(whole[0].weight.grad, expected)
+
+
 class Status(enum.Enum):
     AVAILABLE = 1
     NOT_AVAILABLE = 2
@@ -356,6 +383,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", sorted(CASES))
 def test_in_two_processes(case: str, finished: Path) -> None:
     for rank in range(WORLD):
