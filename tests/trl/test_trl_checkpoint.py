@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
-from sdpo_trl import SDPOTrainer
-from tiny_trl import questions, tiny_model
 from trl import GRPOConfig, GRPOTrainer
 
 from sdpo_plugins.errors import ConfigError, TeacherError
+from sdpo_trl import SDPOTrainer
+from tiny_trl import questions, tiny_model
 
 Made = Callable[..., Any]
 
@@ -209,10 +209,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
 @pytest.fixture(scope="module")
 def amid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint amid a rollout batch, to be copied and damaged."""
-    from tiny_trl import digits_reward, tiny_arguments
     from transformers import AutoTokenizer
 
     from sdpo_plugins.embedded import checkpoint_path
+    from tiny_trl import digits_reward, tiny_arguments
 
     folder = tmp_path_factory.mktemp("amid")
     trainer = SDPOTrainer(
@@ -286,7 +286,7 @@ def test_a_checkpoint_of_grpo_is_refused(make_trainer: Made, tmp_path: Path) -> 
         processing_class=donor.processing_class,
     )
     grpo.train()
-    with pytest.raises(TeacherError, match="holds no SDPO teacher.*without `resume_from_checkpoint`"):
+    with pytest.raises(TeacherError, match=r"holds no SDPO teacher.*without `resume_from_checkpoint`"):
         make_trainer().train(resume_from_checkpoint=str(tmp_path / "grpo" / "checkpoint-1"))
 
 
