@@ -53,7 +53,7 @@ class Distiller:
         scale_factor: Tokens that seq-mean-token-sum-norm divides by.
         autocast: Makes the context of a forward pass.
         sharded: True if the weights are spread over ranks, so that every rank has to join in every forward pass.
-        router_loss_weight: Weight of a mixture-of-experts model's load-balancing loss; 0 for none.
+        balance_experts: Whether a mixture-of-experts model is to give its load-balancing loss, too.
     """
 
     config: SDPOConfig
@@ -65,11 +65,11 @@ class Distiller:
     scale_factor: int
     autocast: Callable[[], AbstractContextManager[Any]]
     sharded: bool = False
-    router_loss_weight: float = 0.0
+    balance_experts: bool = False
 
     def loss(
         self, student: nn.Module, module: nn.Module, inputs: Mapping[str, Any], window: Window
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         """Return this micro-batch's part of the optimizer step's loss, summed over ranks by the caller's averaging.
 
         Args:
@@ -79,7 +79,8 @@ class Distiller:
             window: What the whole step is divided by.
 
         Returns:
-            The loss, to be multiplied by the number of ranks where gradients are averaged, and local sums for metrics.
+            The loss, to be multiplied by the number of ranks where gradients are averaged; the load-balancing loss of
+            this micro-batch's active rows, to be averaged over micro-batches and ranks; and local sums for metrics.
         """
         mask = loss_mask(dict(inputs))
         active = inputs["sdpo_active"].bool() & mask.any(dim=1)
@@ -91,7 +92,7 @@ class Distiller:
         rows = everyone if needs_all and mask.any() else chosen
         keep = accepts_logits_to_keep(module)
         if rows.numel() == 0:
-            return self._idle(student, module, inputs, keep)
+            return self._idle(student, module, inputs, keep), None, {}
 
         source = Sequences(
             *(inputs[name] for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask"))
@@ -106,10 +107,10 @@ class Distiller:
             source = source.take(rows)
             behind = behind.take(chosen) if chosen.numel() else behind.smallest()
 
-        if self.router_loss_weight:
+        if self.balance_experts:
             source = _with_extra(source, {**source.extra, "output_router_logits": True})
         with self.autocast():
-            output_logits, router = completion_logits(student, source, accepts_logits_to_keep=keep)
+            output_logits, balance = completion_logits(student, source, accepts_logits_to_keep=keep)
             teacher_logits = self._teacher_logits(module, behind, keep) if chosen.numel() or self.sharded else None
 
         length = output_logits.size(1)
@@ -129,11 +130,13 @@ class Distiller:
             part, kl_sums = self._reference_kl(output_logits, inputs, rows, mask[rows][:, :length], window)
             loss = loss + part
             sums.update(kl_sums)
-        if self.router_loss_weight and router is not None:
-            loss = loss + self.router_loss_weight * router * window.share
+        if not self.balance_experts:
+            balance = None
+        if balance is not None:
+            sums.update(balance=balance.detach(), balance_batches=torch.ones_like(balance).detach())
         if not loss.requires_grad and torch.is_grad_enabled():
             loss = loss + 0.0 * output_logits.sum()
-        return loss, sums
+        return loss, balance, sums
 
     def _distillation(
         self,
@@ -206,9 +209,7 @@ class Distiller:
         with torch.no_grad(), evaluating(module):
             return self.teacher.score(forward, local_tensors(module))
 
-    def _idle(
-        self, student: nn.Module, module: nn.Module, inputs: Mapping[str, Any], keep: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _idle(self, student: nn.Module, module: nn.Module, inputs: Mapping[str, Any], keep: bool) -> Tensor:
         """Take part in the collectives of the other ranks, at the price of two tokens."""
         tiny = _student_side(inputs).smallest()
         with self.autocast():
@@ -216,7 +217,7 @@ class Distiller:
             if self.sharded:
                 self._teacher_logits(module, tiny, keep)
         # Zero times a logit of -inf would be NaN: a masked vocabulary must not poison an idle rank.
-        return 0.0 * torch.nan_to_num(logits.float(), neginf=0.0, posinf=0.0).sum(), {}
+        return 0.0 * torch.nan_to_num(logits.float(), neginf=0.0, posinf=0.0).sum()
 
 
 def _student_side(inputs: Mapping[str, Any]) -> Sequences:

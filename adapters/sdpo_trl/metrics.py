@@ -19,6 +19,8 @@ _SUMS = (
     "importance_ratio",
     "kl",
     "kl_tokens",
+    "balance",
+    "balance_batches",
 )
 
 
@@ -60,4 +62,6 @@ def step_metrics(
             metrics["self_distillation/gap_on_failure"] = (total["gap"] - total["gap_success"]) / failed
     if total["kl_tokens"] > 0:
         metrics["kl"] = total["kl"] / total["kl_tokens"]
+    if total["balance_batches"] > 0:
+        metrics["aux_loss"] = total["balance"] / total["balance_batches"]
     return metrics

@@ -179,7 +179,7 @@ class SDPOTrainer(trl.GRPOTrainer):
             weigh_kl=getattr(self.args, "use_bias_correction_kl", False),
             scale_factor=config.loss_scale_factor or int(self.max_completion_length or 1),
             autocast=self._forward_autocast,
-            router_loss_weight=self.router_loss_coef_in_use,
+            balance_experts=self._balance_weight > 0.0,
         )
         self._clock = TeacherClock(
             start=self._start_teacher,
@@ -197,7 +197,7 @@ class SDPOTrainer(trl.GRPOTrainer):
         return any(getattr(self, name, None) is not None for name in ("environment_factories", "environments"))
 
     @property
-    def router_loss_coef_in_use(self) -> float:
+    def _balance_weight(self) -> float:
         """Weight of the load-balancing loss of mixture-of-experts models; 0 if the host adds none."""
         return float(self.router_aux_loss_coef) if getattr(self, "aux_loss_enabled", False) else 0.0
 
@@ -359,10 +359,14 @@ class SDPOTrainer(trl.GRPOTrainer):
         assert self._window is not None
         config = self.sdpo_config
         self._distiller.sharded = is_sharded(self._bare_model())
-        loss, sums = self._distiller.loss(model, self._bare_model(), inputs, self._window)
+        loss, balance, sums = self._distiller.loss(model, self._bare_model(), inputs, self._window)
         if config.loss_normalization == "global":
             # Gradients are averaged over ranks, while the window's divisor already counts all of them.
             loss = loss * self.accelerator.num_processes
+        if balance is not None:
+            # As in GRPO: its mean over micro-batches and ranks, whatever the tokens are divided by.
+            parts = self.current_gradient_accumulation_steps if self._mode == "train" else 1
+            loss = loss + self._balance_weight * balance / parts
         self._note_step(sums, inputs["sdpo_active"].device)
         if config.grpo_weight > 0.0:
             loss = config.grpo_weight * super()._compute_loss(model, inputs) + (1.0 - config.grpo_weight) * loss
