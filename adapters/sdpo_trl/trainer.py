@@ -144,6 +144,9 @@ class SDPOTrainer(trl.GRPOTrainer):
                 stacklevel=4,
             )
         module = self.accelerator.unwrap_model(self.model)
+        if not hasattr(self, "_tokenizer"):  # TRL before 1.4
+            self._tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+            self._is_vlm = self._tokenizer is not self.processing_class
         check_model(module, self._tokenizer)
         self._strategies.teacher.check_model(module)
         self._contexts = ContextBuilder(

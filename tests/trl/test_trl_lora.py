@@ -94,7 +94,7 @@ def test_only_the_adapter_is_trained_and_held(build: Made, way: str, teacher: st
         assert torch.equal(value, base[name]), name
     assert any(not torch.equal(value, start[name]) for name, value in trained(trainer.model).items())
     copy = held(trainer)
-    assert {name.replace(".default.", ".") for name in copy} == {name.replace(".default.", ".") for name in start}
+    assert copy.keys() == start.keys()
     assert all(value.dtype == torch.float32 for value in copy.values())
     divergences = [row["self_distillation/divergence"] for row in trainer.state.log_history if "loss" in row]
     assert len(divergences) == 3 and all(value > 1e-6 for value in divergences)
