@@ -9,9 +9,17 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
+from trl.data_utils import prepare_multimodal_messages
 
 from sdpo_plugins.config import SDPOConfig
-from sdpo_plugins.reprompt import EncodedContext, encode_contexts, encoding_metrics, is_success, opens_thinking
+from sdpo_plugins.reprompt import (
+    EncodedContext,
+    encode_contexts,
+    encoding_metrics,
+    is_success,
+    make_render,
+    opens_thinking,
+)
 from sdpo_plugins.reprompt.thinking import closing_tag
 from sdpo_plugins.types import Rollout, TeacherContext, TeacherContexts
 
@@ -41,7 +49,9 @@ class ContextBuilder:
     def tensors(
         self, rollouts: Sequence[Rollout], mine: slice, batch: Mapping[str, Any], tools: Sequence[Any]
     ) -> tuple[dict[str, Any], TeacherContexts, dict[str, float]]:
-        """Build the contexts of all rollouts and this rank's share of them as tensors. Every rank must call this together.
+        """Build the contexts of all rollouts and this rank's share of them as tensors.
+
+        Every rank must call this together.
 
         Args:
             rollouts: All ranks' rollouts.
@@ -55,10 +65,15 @@ class ContextBuilder:
         """
         contexts = self.reprompt(rollouts)
         local = contexts.contexts[mine]
-        # Pictures keep their place in the batch, so where there are any, inactive rows are scored too.
-        encoded = self._encode(local, tools, skip_inactive="pixel_values" not in batch)
+        encoded = self._encode(local, tools)
         device = batch["prompt_ids"].device
-        ids, mask = pad_left([row.ids for row in encoded], self.tokenizer.pad_token_id, device)
+        prompts = [row.ids for row in encoded]
+        if "pixel_values" in batch:
+            # Pictures keep their place in the batch, so inactive rows are scored, too: behind the student's prompt.
+            own = zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)
+            student = [row[mask.bool()].tolist() for row, mask in own]
+            prompts = [row.ids if row.active else other for row, other in zip(encoded, student, strict=True)]
+        ids, mask = pad_left(prompts, self.tokenizer.pad_token_id, device)
         success = [float(is_success(rollout, self.config)) for rollout in rollouts[mine]]
         tensors: dict[str, Any] = {
             "sdpo_prompt_ids": ids,
@@ -74,24 +89,33 @@ class ContextBuilder:
         metrics = encoding_metrics(counted, [context.active for context in contexts.contexts])
         return tensors, contexts, {**contexts.metrics, **metrics}
 
-    def _encode(
-        self, contexts: Sequence[TeacherContext], tools: Sequence[Any], skip_inactive: bool
-    ) -> list[EncodedContext]:
+    def _encode(self, contexts: Sequence[TeacherContext], tools: Sequence[Any]) -> list[EncodedContext]:
         """Tokenise each context with the tools that its prompt shows; environments may show different ones."""
         encoded: dict[int, EncodedContext] = {}
         for shown in {id(row): row for row in tools}.values():
             rows = [row for row, own in enumerate(tools) if own is shown]
             part = encode_contexts(
                 [contexts[row] for row in rows],
-                self.tokenizer if self.processor is None else self.processor,
+                self.tokenizer,
                 self.config,
-                tools=shown,
-                chat_template=self.chat_template,
-                chat_template_kwargs=self.chat_template_kwargs,
-                skip_inactive=skip_inactive,
+                render=self._render(shown),
+                skip_inactive=True,
             )
             encoded.update(zip(rows, part.contexts, strict=True))
         return [encoded[row] for row in range(len(contexts))]
+
+    def _render(self, tools: Any) -> Callable[[Any], list[int]]:
+        render = make_render(
+            self.tokenizer if self.processor is None else self.processor,
+            self.config,
+            tools=tools,
+            chat_template=self.chat_template,
+            chat_template_kwargs=self.chat_template_kwargs,
+        )
+        if self.processor is None:
+            return render
+        # TRL, too, turns plain texts into lists of parts before a processor's template sees them.
+        return lambda prompt: render(prompt if isinstance(prompt, str) else prepare_multimodal_messages(prompt))
 
     def _token_types(self, prompt_ids: Tensor, completion_ids: Tensor, theirs: Tensor) -> Tensor:
         """Mark the same picture tokens in the teacher's prompt that the student's marks name."""
