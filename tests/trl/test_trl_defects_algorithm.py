@@ -1,7 +1,6 @@
 """Defects of other trainers in what is computed: each test carries the number of the defect it would show.
 
-The list and its numbers: docs of the TRL adapter. The others (multi-process, checkpoints, teacher weights) are tested in
-files of their own.
+The others of the list (several processes, checkpoints, teacher weights) are tested in files of their own.
 """
 
 from __future__ import annotations
@@ -154,9 +153,7 @@ def test_defect_11_beta_is_no_dead_option(make_trainer: Any, tmp_path: Any, toke
     assert logged["loss"] == pytest.approx(0.1 * logged["kl"], rel=1e-2, abs=2e-4)
 
 
-def test_defect_12_case_range_vocabulary_and_missing_arguments(
-    make_trainer: Any, tmp_path: Any, monkeypatch: Any
-) -> None:
+def test_defect_12_case_range_vocabulary_no_arguments(make_trainer: Any, tmp_path: Any, monkeypatch: Any) -> None:
     with pytest.raises((ConfigError, PluginError), match=r"'EMA'.*Did you mean 'ema'"):
         make_trainer(args={"teacher": "EMA"})
     with pytest.raises(ConfigError, match=r"`teacher_mode` must be one of 'ema'.*got 'EMA'.*Did you mean 'ema'"):
@@ -168,9 +165,8 @@ def test_defect_12_case_range_vocabulary_and_missing_arguments(
     assert 0 < trainer.state.log_history[0]["loss"] < 10
     monkeypatch.chdir(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint_path())
-    bare = SDPOTrainer(
-        tiny_model(), fails_with_feedback_unless_silent, train_dataset=questions(), processing_class=tokenizer
-    )
+    reward = fails_with_feedback_unless_silent
+    bare = SDPOTrainer(tiny_model(), reward, train_dataset=questions(), processing_class=tokenizer)
     assert bare.sdpo_config == SDPOConfig()
 
 
@@ -188,9 +184,8 @@ def test_defect_13_a_format_bonus_makes_no_demonstration(make_trainer: Any, toke
         rollout_func=scripted(tokenizer, ("tidy but false", "false too", "right", "false again")),
     )
     trainer.train()
-    shown = [
-        row["teacher"].partition("Correct solution:\n\n")[2].partition("\n\n")[0] for row in buffered_rows(trainer)
-    ]
+    behind = [row["teacher"].partition("Correct solution:\n\n")[2] for row in buffered_rows(trainer)]
+    shown = [text.partition("\n\n")[0] for text in behind]
     # Without a name the sum decides, and the warning that the trainer gave says so.
     assert set(shown) == ({"right", ""} if named else {"tidy but false", "false too"})
     assert sum(row["active"] for row in buffered_rows(trainer)) == (6 if named else 8)
@@ -254,11 +249,10 @@ def test_defect_15_thinking_is_stripped_however_it_began_or_ended(make_trainer: 
     answers = (f"{begin}secret plan</think>The answer is 7.", "wrong a", "wrong b", "wrong c")
     cut_off = ("Answer: 8.<think>let me check", "wrong a", "wrong b", "wrong c")
     for given, demonstration in ((answers, "The answer is 7."), (cut_off, "Answer: 8.")):
-        if opened and given is cut_off:
-            # Inside of an opened part that never closes everything is thought, and nothing would remain.
-            continue
+        # Behind a template's opening tag, an answer that never closes it is all thought: "strict" does not show it.
+        all_thought = opened and given is cut_off
         trainer = make_trainer(
-            args=STILL,
+            args={**STILL, "thinking_removal": "strict" if all_thought else "tolerant"},
             reward_funcs=lambda completions, **_: [float("wrong" not in text_of(row)) for row in completions],
             rollout_func=scripted(tokenizer, given),
             processing_class=tokenizer,
@@ -266,7 +260,7 @@ def test_defect_15_thinking_is_stripped_however_it_began_or_ended(make_trainer: 
         trainer.train()
         rows = buffered_rows(trainer)
         active = [row for row in rows if row["active"]]
-        assert len(active) == 6
+        assert len(active) == (0 if all_thought else 6)
         for row in active:
             assert row["prompt"].endswith("<think>\n") == row["teacher"].endswith("<think>\n") == opened
             question = row["teacher"].removesuffix("<think>\n")
