@@ -83,7 +83,7 @@ class ContextBuilder:
         }
         for name in ("token_type_ids", "mm_token_type_ids"):
             if name in batch:
-                tensors[f"sdpo_{name}"] = self._token_types(ids, batch["completion_ids"], batch[name])
+                tensors[f"sdpo_{name}"] = _same_types(ids, batch["prompt_ids"], batch[name])
         # Of the other ranks' prompts only the lengths count.
         counted = gather_object([replace(row, ids=[0] * len(row.ids), messages="") for row in encoded])
         metrics = encoding_metrics(counted, [context.active for context in contexts.contexts])
@@ -116,17 +116,6 @@ class ContextBuilder:
             return render
         # TRL, too, turns plain texts into lists of parts before a processor's template sees them.
         return lambda prompt: render(prompt if isinstance(prompt, str) else prepare_multimodal_messages(prompt))
-
-    def _token_types(self, prompt_ids: Tensor, completion_ids: Tensor, theirs: Tensor) -> Tensor:
-        """Mark the same picture tokens in the teacher's prompt that the student's marks name."""
-        image = getattr(self.processor, "image_token_id", None)
-        types = torch.zeros_like(prompt_ids)
-        if image is not None:
-            types[prompt_ids == image] = 1
-        video = getattr(self.processor, "video_token_id", None)
-        if video is not None:
-            types[prompt_ids == video] = 2
-        return torch.cat([types, theirs[:, -completion_ids.size(1) :]], dim=1).to(theirs.dtype)
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -178,3 +167,16 @@ def thinking_opened(tokenizer: Any, prompt_ids: Tensor, thinking_tag: str) -> li
     """
     tails = tokenizer.batch_decode(prompt_ids[:, -16:], skip_special_tokens=False)
     return [opens_thinking(tail, thinking_tag) for tail in tails]
+
+
+def _same_types(prompt_ids: Tensor, their_ids: Tensor, theirs: Tensor) -> Tensor:
+    """Give the teacher's prompts the token types that the student's have, token by token; answers keep theirs.
+
+    What marks a picture is the model family's own: Gemma's processor names another token than the one it repeats.
+    """
+    width = their_ids.size(1)
+    types = torch.zeros_like(prompt_ids)
+    for kind in theirs[:, :width].unique().tolist():
+        if kind:
+            types[torch.isin(prompt_ids, their_ids[theirs[:, :width] == kind])] = kind
+    return torch.cat([types, theirs[:, width:]], dim=1).to(theirs.dtype)

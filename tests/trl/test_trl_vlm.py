@@ -60,10 +60,12 @@ TEXT = {
 
 @dataclass(frozen=True)
 class Family:
-    """A model, its processor, and what the model needs beside ids for one row of a batch."""
+    """A model, its processor, the token that stands for a part of a picture, a picture's text, and what the model needs
+    beside ids for one row of a batch."""
 
     model: Any
     processor: Any
+    token: int
     picture: str
     inputs: Callable[[dict[str, Any], int, torch.Tensor], dict[str, torch.Tensor]]
 
@@ -111,7 +113,9 @@ def llava() -> Family:
         num_additional_image_tokens=1,
         chat_template=TEMPLATE.replace("PICTURE", "<image>"),
     )
-    return Family(model, processor, "<image>" * 4, lambda batch, row, ids: {"pixel_values": one_picture(batch, row)})
+    return Family(
+        model, processor, image, "<image>" * 4, lambda batch, row, ids: {"pixel_values": one_picture(batch, row)}
+    )
 
 
 class PictureProcessor(Qwen2VLProcessor):
@@ -165,11 +169,12 @@ def qwen2_vl() -> Family:
             "mm_token_type_ids": (ids == numbers["image_pad"]).long()[None],
         }
 
-    return Family(model, processor, "<|vision_start|><|image_pad|>", inputs)
+    return Family(model, processor, numbers["image_pad"], "<|vision_start|><|image_pad|>", inputs)
 
 
 def gemma3() -> Family:
     tokenizer = tokenizer_with(boi_token="<start>", image_token="<soft>", eoi_token="<end>")
+    image = tokenizer.convert_tokens_to_ids("<soft>")
     model = Gemma3ForConditionalGeneration(
         Gemma3Config(
             text_config={**text_of(tokenizer), "query_pre_attn_scalar": 16},
@@ -185,8 +190,8 @@ def gemma3() -> Family:
             mm_tokens_per_image=4,
             boi_token_index=tokenizer.boi_token_id,
             eoi_token_index=tokenizer.eoi_token_id,
-            image_token_index=tokenizer.image_token_id,
-            image_token_id=tokenizer.image_token_id,
+            image_token_index=image,
+            image_token_id=image,
             tie_word_embeddings=True,
         )
     )
@@ -202,10 +207,10 @@ def gemma3() -> Family:
     def inputs(batch: dict[str, Any], row: int, ids: torch.Tensor) -> dict[str, torch.Tensor]:
         return {
             "pixel_values": one_picture(batch, row),
-            "token_type_ids": (ids == tokenizer.image_token_id).long()[None],
+            "token_type_ids": (ids == image).long()[None],
         }
 
-    return Family(model, processor, "<soft>" * 4, inputs)
+    return Family(model, processor, image, "<soft>" * 4, inputs)
 
 
 FAMILIES = {"llava": llava, "qwen2_vl": qwen2_vl, "gemma3": gemma3}
@@ -266,8 +271,13 @@ def test_the_teacher_sees_the_picture_and_the_loss_is_the_cores(make_trainer: An
         told = f"{question}\nCorrect solution:\n\nIt is 31\n\nCorrectly solve the original question."
         assert row["teacher"].startswith(told if row["active"] else row["prompt"])
         # Between student and teacher the picture has as many tokens.
-        image = trainer.processing_class.image_token_id
-        assert int((row["teacher_ids"] == image).sum()) == int((row["prompt_ids"] == image).sum()) > 0
+        counts = [int((row[ids] == family.token).sum()) for ids in ("teacher_ids", "prompt_ids")]
+        assert counts[0] == counts[1] > 0
+    (batch,) = trainer.seen
+    for name in ("token_type_ids", "mm_token_type_ids"):
+        if name in batch:
+            ids = torch.cat([batch["sdpo_prompt_ids"], batch["completion_ids"]], dim=1)
+            assert torch.equal(batch[f"sdpo_{name}"], (ids == family.token).long())
     assert trainer.losses[0] == pytest.approx(recomputed(trainer, family), rel=5e-5)
 
 
