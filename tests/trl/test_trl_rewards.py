@@ -138,7 +138,8 @@ def run(make_trainer: Any, tokenizer: Any) -> Callable[..., Any]:
 
 def table_of(trainer: Any, step: int = 1) -> pd.DataFrame:
     table = pd.read_parquet(Path(trainer.args.output_dir) / "completions" / f"completions_{step:05d}.parquet")
-    return table.assign(text=[row[-1]["content"] for row in table["completion"]])
+    # Older TRL writes the text itself.
+    return table.assign(text=[row if isinstance(row, str) else row[-1]["content"] for row in table["completion"]])
 
 
 def shown(text: str | None) -> str:
