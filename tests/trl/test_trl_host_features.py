@@ -164,7 +164,10 @@ THINKING_TEMPLATE = """\
 
 def thinking_tokenizer(special: bool) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint_path())
-    tokenizer.add_tokens(["<think>", "</think>"], special_tokens=special)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    if special:
+        tokenizer.add_special_tokens({"extra_special_tokens": ["<think>", "</think>"]})
+    assert special == (tokenizer.convert_tokens_to_ids("<think>") in tokenizer.all_special_ids)
     tokenizer.chat_template = THINKING_TEMPLATE
     return tokenizer
 
@@ -192,6 +195,8 @@ def test_demonstrations_have_no_thinking_part_where_the_template_opens_it(make_t
         # The other success never closes its thinking part; all of it is shown rather than nothing.
         assert demonstration == ("It is 31" if first else "endless 31")
         assert row["teacher"].endswith("<think>\n")
+    # Only where the prompt is known to open the tag is the third answer one that never comes to its end.
+    assert trainer.state.log_history[0]["self_distillation/unclosed_thinking_fraction"] == 0.25
     assert trainer.losses[0] == pytest.approx(float(core_loss(trainer)), rel=2e-5)
 
 

@@ -329,6 +329,10 @@ def test_questions_without_pictures(make_trainer: Any, family: Family) -> None:
     )
     trainer.train()
     assert sum(row["active"] for row in trainer.rows()) == 6
+    for row in trainer.rows():
+        question = row["prompt"].partition("<|im_end|>")[0]
+        assert "What is on picture" in question
+        assert row["teacher"].startswith(f"{question}\nCorrect solution:" if row["active"] else "")
     assert trainer.losses[0] == pytest.approx(float(core_loss(trainer)), rel=5e-5)
 
 
