@@ -4,19 +4,26 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 SEEDS ?= 1
 TRL := .venvs/trl/bin
+# What holds on every supported TRL; the other tests of the adapter use features and names of the newest.
+TRL_EVERYWHERE := $(addprefix tests/trl/test_trl_,loss.py rewards.py teachers.py lora.py checkpoint.py) \
+	--deselect tests/trl/test_trl_rewards.py::test_names_are_those_that_trl_gives
 DOC_EXAMPLES := --doctest-modules --markdown-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format clean env-trl
+.PHONY: help demo test test-trl-oldest test-fast lint format clean env-trl
 
 help: ## Say what there is
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: env-trl ## Train with GRPO and with SDPO on this machine and compare them (SEEDS=3 for means and spread)
 	@$(TRL)/sdpo demo --seeds $(SEEDS)
 
 test: lint ## Lint, types, the examples in docstrings and documents, and every test
 	@$(TRL)/python -m pytest $(DOC_EXAMPLES) tests sdpo_plugins adapters README.md docs
+
+test-trl-oldest: ## What must hold on every supported TRL, on the oldest one
+	@$(PYTHON) scripts/environment.py trl-oldest
+	@.venvs/trl-oldest/bin/python -m pytest $(TRL_EVERYWHERE)
 
 test-fast: env-trl ## The core's quick tests only
 	@$(TRL)/python -m pytest -m "not slow" tests/core

@@ -45,6 +45,12 @@ class Environment:
 
 ENVIRONMENTS = {
     "trl": Environment(extras=("trl", "dev"), torch="torch==2.13.0", pins=("trl==1.16.0", "transformers>=5.20,<6")),
+    # The oldest TRL of the extra `trl`. It imports requests without asking for it.
+    "trl-oldest": Environment(
+        extras=("trl", "dev"),
+        torch="torch==2.13.0",
+        pins=("trl==1.0.0", "transformers>=5.20,<6", "requests"),
+    ),
 }
 
 

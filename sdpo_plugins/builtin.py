@@ -21,7 +21,7 @@ HOSTS = (
     Host(
         "trl",
         "trl",
-        ">=1.10,<1.17",
+        ">=1.0,<1.17",
         "sdpo_trl",
         "pip install 'sdpo-plugins[trl]'",
         "Hugging Face TRL: a subclass of GRPOTrainer.",

@@ -169,7 +169,7 @@ class Host:
     Args:
         name: "trl", "verl", "openrlhf".
         distribution: Name of the installed distribution.
-        requirement: Supported versions as a PEP 440 specifier set, e.g. ">=1.10,<1.17".
+        requirement: Supported versions as a PEP 440 specifier set, e.g. ">=1.0,<1.17".
         adapter: Import path of the adapter package, imported only when used.
         install: The command that installs what is missing.
         summary: One line for `sdpo list`.

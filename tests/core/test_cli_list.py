@@ -67,7 +67,7 @@ def test_defaults_of_the_configuration_are_listed():
 def test_json_has_the_hosts_with_versions():
     hosts = {host["name"]: host for host in json.loads(run("list", "--json").stdout)["hosts"]}
     assert list(hosts) == ["trl", "verl", "openrlhf"]
-    assert hosts["trl"]["supported"] == ">=1.10,<1.17"
+    assert hosts["trl"]["supported"] == ">=1.0,<1.17"
     assert hosts["trl"]["state"] == "ready"
 
 
