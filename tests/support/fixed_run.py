@@ -123,6 +123,11 @@ class Watched(SDPOTrainer):
 
 def whole(value: Tensor) -> Tensor:
     """A copy of a tensor, gathered if it is sharded."""
+    if hasattr(value, "ds_tensor"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([value]):
+            return value.detach().clone()
     return (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
 
 
@@ -142,6 +147,10 @@ def teacher_of(trainer: SDPOTrainer) -> dict[str, Tensor]:
             value = DTensor.from_local(
                 value, owner.device_mesh, owner.placements, shape=owner.shape, stride=owner.stride()
             )
+        if hasattr(owner, "ds_tensor"):
+            parts: list[Any] = [None] * trainer.accelerator.num_processes
+            torch.distributed.all_gather_object(parts, value)
+            value = torch.cat(parts)[: owner.ds_numel].view(owner.ds_shape)
         held[name] = whole(value)
     return held
 
@@ -156,7 +165,10 @@ def fixed_trainer(
     fsdp2: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> Watched:
-    """A trainer on fixed rollouts; without a rule, answers are sampled. With `fsdp2`, the ranks share the weights."""
+    """A trainer on fixed rollouts; without a rule, answers are sampled.
+
+    With `fsdp2`, or `deepspeed` among the arguments, the ranks share the weights.
+    """
     tokenizer = AutoTokenizer.from_pretrained(checkpoint_path())
     settings: dict[str, Any] = {
         "args": tiny_arguments(folder, **{**GRADIENT_DESCENT, **args}),
@@ -167,6 +179,8 @@ def fixed_trainer(
     }
     if fsdp2 is not None:
         switch_on_fsdp2(**fsdp2)
+    if "deepspeed" in args:
+        switch_on_deepspeed(settings["args"])
     if rule is not None:
         settings["rollout_func"] = FixedRollouts(tokenizer, RULES[rule], feedback_rank)
     return Watched(settings.pop("model", None) or tiny_model(), **settings)
@@ -228,3 +242,18 @@ def switch_on_fsdp2(reshard_after_forward: bool) -> None:
     for state in (PartialState, AcceleratorState):
         state._shared_state["distributed_type"] = DistributedType.FSDP
     AcceleratorState._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin()
+
+
+def switch_on_deepspeed(args: Any) -> None:
+    """Let accelerate's DeepSpeed path run on CPU ranks, which it leaves out as it does for FSDP."""
+    import deepspeed
+
+    deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+    plugin = args.deepspeed_plugin
+    Accelerator(cpu=True, deepspeed_plugin=plugin)
+    for state in (PartialState, AcceleratorState):
+        state._shared_state["distributed_type"] = DistributedType.DEEPSPEED
+    AcceleratorState._shared_state["deepspeed_plugins"] = plugin
+    plugin.select(_from_accelerator_state=True)
+    # The trainer's own Accelerator takes it from the state.
+    args.deepspeed_plugin = None

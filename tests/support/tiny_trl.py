@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from sdpo_trl import SDPOTrainingArguments
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from sdpo_plugins.embedded import checkpoint_path
+from sdpo_trl import SDPOTrainingArguments
 
 # One thread: on tiny matrices more cost tenfold the time on a busy machine, and the order of sums, so the last bits,
 # would depend on how many were free.

@@ -246,15 +246,18 @@ FSDP2 = [{"reshard_after_forward": True}, {"reshard_after_forward": False}]
 @pytest.mark.parametrize("fsdp2", FSDP2, ids=["reshard", "keep"])
 @pytest.mark.parametrize("rule", ["mixed", "alternating"])
 def test_fsdp2_learns_as_one_process_does(rule: str, fsdp2: dict[str, Any]) -> None:
-    args = {"max_steps": 5, "teacher_update_rate": RATE}
+    # Each generation twice: then a pass without gradient goes before the loss, and leaves weights gathered.
+    args = {"max_steps": 6, "num_iterations": 2, "teacher_update_rate": RATE}
     results = two_ranks(args, rule=rule, fsdp2=fsdp2)
     alone = train(args, rule=rule)
     for result in results:
         assert result["kind"] == "FSDP"
         assert result["held_elements"] <= 0.6 * alone["held_elements"]
         assert_same_training(result, alone)
-        for got, expected in zip(steps(result), steps(alone), strict=True):
-            assert got["teacher/distance"] == pytest.approx(expected["teacher/distance"], rel=1e-4)
+        got, expected = (
+            [row["teacher/distance"] for row in steps(run) if "teacher/distance" in row] for run in (result, alone)
+        )
+        assert len(got) == 3 and got == pytest.approx(expected, rel=1e-4)
 
 
 def test_fsdp2_the_teacher_answers_although_ranks_stop_at_different_lengths() -> None:
