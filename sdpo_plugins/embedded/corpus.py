@@ -37,9 +37,9 @@ class Mixture:
         history: share of conversations with an earlier question and answer.
     """
 
-    plain_sums: float = 0.85
+    plain_sums: float = 0.8
     context_sums: float = 0.5
-    slip: float = 0.45
+    slip: float = 0.33
     made_up: float = 0.5
     system: float = 0.1
     history: float = 0.1

@@ -1,4 +1,4 @@
-"""Train the embedded checkpoint from nothing: tokenizer, then model, in under two minutes on two cores.
+"""Train the embedded checkpoint from nothing: tokenizer, then model, in a few minutes on two cores.
 
 python -m sdpo_plugins.embedded.pretrain --output DIR --seed 0
 """
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 
+_TOKENIZER_MIXTURE = Mixture(plain_sums=0.85, slip=0.45)
+
+
 @dataclass(frozen=True)
 class PretrainSettings:
     """How the checkpoint is trained: first until sums and contexts are known, then some steps of doubt.
@@ -41,10 +44,10 @@ class PretrainSettings:
     """
 
     learning_steps: int = 400
-    doubt_steps: int = 160
+    doubt_steps: int = 240
     known: float = 0.12
     plain: int = 64
-    contexts: int = 32
+    contexts: int = 48
     muon_rate: float = 5e-3
     adamw_rate: float = 3e-3
     warmup: int = 30
@@ -158,14 +161,17 @@ def _optimizers(model: Qwen3ForCausalLM, settings: PretrainSettings) -> list[tor
     """Muon for the layers' matrices, AdamW for embeddings and norms; each group remembers its peak rate."""
     import torch
 
-    from sdpo_plugins.embedded.muon import Muon
-
+    if not hasattr(torch.optim, "Muon"):
+        raise RuntimeError(
+            f"Pre-training needs torch 2.9 or newer for torch.optim.Muon, this is {torch.__version__}. The shipped "
+            "checkpoint needs no training: see `sdpo_plugins.embedded.checkpoint_path`."
+        )
     # With AdamW alone, copying from the context needs three times as many steps to appear.
     named = list(model.named_parameters())
     inner = [p for name, p in named if p.ndim == 2 and "embed" not in name]
     outer = [p for name, p in named if p.ndim != 2 or "embed" in name]
     optimizers: list[torch.optim.Optimizer] = [
-        Muon(inner, lr=settings.muon_rate, weight_decay=0.05),
+        torch.optim.Muon(inner, lr=settings.muon_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(outer, lr=settings.adamw_rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     for optimizer in optimizers:
@@ -222,8 +228,8 @@ def pretrain(
 
     settings = settings or PretrainSettings()
     torch.manual_seed(seed)
-    # Its own draws, so that the tokenizer is the same whatever the model is trained on.
-    tokenizer = train_tokenizer(tokenizer_texts(Corpus(seed=0)))
+    # Its own draws and shares, so that the tokenizer is the same whatever the model is trained on.
+    tokenizer = train_tokenizer(tokenizer_texts(Corpus(seed=0, mixture=_TOKENIZER_MIXTURE)))
     corpus = Corpus(seed, settings.mixture)
     model = build_model(tokenizer).train()
     optimizers = _optimizers(model, settings)
