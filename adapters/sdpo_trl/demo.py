@@ -96,6 +96,7 @@ def train_once(settings: RunSettings, seed: int) -> Run:
             seed=seed,
             logging_steps=1,
             save_strategy="no",
+            dataloader_pin_memory=False,
             report_to="none",
             disable_tqdm=not sys.stderr.isatty(),
         )

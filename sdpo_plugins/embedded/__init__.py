@@ -28,7 +28,6 @@ def checkpoint_path() -> Path:
     path = Path(__file__).parent / "checkpoint"
     if not (path / "model.safetensors").is_file():
         raise FileNotFoundError(
-            f"no checkpoint in {path}; "
-            f"train one with `python -m sdpo_plugins.embedded.pretrain --output {path}`"
+            f"no checkpoint in {path}; train one with `python -m sdpo_plugins.embedded.pretrain --output {path}`"
         )
     return path

@@ -235,9 +235,7 @@ def pretrain(
     optimizers = _optimizers(model, settings)
     smooth = {"sum": 10.0, "context": 10.0}
     doubt_from: int | None = None
-    bar = tqdm(
-        total=settings.learning_steps + settings.doubt_steps, desc="pre-training", disable=not progress
-    )
+    bar = tqdm(total=settings.learning_steps + settings.doubt_steps, desc="pre-training", disable=not progress)
     for step in itertools.count():
         if doubt_from is None and (max(smooth.values()) < settings.known or step >= settings.learning_steps):
             doubt_from = step
@@ -291,17 +289,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train the embedded checkpoint from nothing.")
     parser.add_argument("--output", type=Path, required=True, help="directory for the checkpoint")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--steps", type=int, help="learn for at most so many optimizer steps, for a quick try"
-    )
+    parser.add_argument("--steps", type=int, help="learn for at most so many optimizer steps, for a quick try")
     options = parser.parse_args(arguments)
     settings = PretrainSettings()
     if options.steps is not None:
         if options.steps < 1:
             parser.error(f"--steps must be at least 1, not {options.steps}")
-        settings = PretrainSettings(
-            learning_steps=options.steps, doubt_steps=min(options.steps, settings.doubt_steps)
-        )
+        settings = PretrainSettings(learning_steps=options.steps, doubt_steps=min(options.steps, settings.doubt_steps))
     model, tokenizer = pretrain(options.seed, settings)
     save(model, tokenizer, options.output)
     print(f"saved {sum(p.numel() for p in model.parameters()):,} parameters to {options.output}")

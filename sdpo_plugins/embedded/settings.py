@@ -71,7 +71,7 @@ _SUMS: dict[str, Any] = {
 }
 _FACTS: dict[str, Any] = {
     "task": "facts",
-    "steps": 120,
+    "steps": 200,
     "questions_per_step": 16,
     "rollouts_per_question": 4,
     "lr_scheduler_type": "constant",
