@@ -81,7 +81,7 @@ _JS_FROZEN: Mapping[str, Any] = MappingProxyType({**_FORWARD_KL_FROZEN, "alpha":
 SETTINGS: tuple[RunSettings, ...] = (
     RunSettings(**_SUMS, method="grpo"),
     RunSettings(**_SUMS, method="sdpo", sdpo=_JS_FROZEN),
-    RunSettings(**_FACTS, method="grpo", learning_rate=3e-4),
+    RunSettings(**_FACTS, method="grpo", learning_rate=1e-4),
     RunSettings(**_FACTS, method="sdpo", learning_rate=1e-3, sdpo=_FORWARD_KL_FROZEN),
 )
 
