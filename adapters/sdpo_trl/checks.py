@@ -114,9 +114,12 @@ def check_reward_name(config: SDPOConfig, names: Sequence[str]) -> None:
         )
 
 
-def check_probe(every: int, *, tools: bool, environments: bool, images: bool) -> None:
-    """Refuse to measure the teacher's accuracy where one plain answer to a text says nothing about it."""
-    present = {"tools": tools, "environments": environments, "a vision-language model": images}
+def check_probe(every: int, *, tools: bool, environments: bool, images: bool, vllm: bool) -> None:
+    """Refuse to measure the teacher's accuracy where it cannot answer, or where one plain answer says nothing of it.
+
+    The teacher's weights only ever stand in the trainer's own model, so an engine of its own cannot write for it.
+    """
+    present = {"tools": tools, "environments": environments, "a vision-language model": images, "vLLM": vllm}
     found = [name for name, there in present.items() if there]
     if every > 0 and found:
         raise ConfigError(

@@ -5,12 +5,10 @@ from __future__ import annotations
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
-import trl
 from torch import Tensor
 
 from sdpo_plugins.config import SDPOConfig
@@ -33,6 +31,7 @@ from sdpo_trl.clock import TeacherClock
 from sdpo_trl.contexts import ContextBuilder, decode_responses, thinking_opened
 from sdpo_trl.distill import Distiller
 from sdpo_trl.forward import is_sharded
+from sdpo_trl.host import GRPOHost
 from sdpo_trl.metrics import step_metrics
 from sdpo_trl.probe import TeacherProbe, as_turns, one_per_question, successes, teacher_answers
 from sdpo_trl.rewards import FeedbackRecorder
@@ -46,12 +45,12 @@ from sdpo_trl.state import (
     save_teacher_state,
     skip_epochs,
 )
-from sdpo_trl.window import Window, measure
+from sdpo_trl.window import Window, Windows, measure
 
 __all__ = ["SDPOTrainer"]
 
 
-class SDPOTrainer(trl.GRPOTrainer):
+class SDPOTrainer(GRPOHost):
     r"""Train with Self-Distilled Policy Optimization wherever a script trains with `GRPOTrainer`.
 
     Everything but the loss is GRPO's: generation (transformers, vLLM), tools, environments, `rollout_func`, images,
@@ -120,7 +119,7 @@ class SDPOTrainer(trl.GRPOTrainer):
         self._recorder = FeedbackRecorder()
         self._scored: ScoredBatch | None = None
         self._window: Window | None = None
-        self._window_left = self._done_in_step = 0
+        self._windows = Windows()
         self._sampler: Any = None
         self._health = HealthMonitor()
         single = not isinstance(reward_funcs, (list, tuple))
@@ -172,6 +171,7 @@ class SDPOTrainer(trl.GRPOTrainer):
             tools=bool(getattr(self, "tools", None)),
             environments=self._has_environments,
             images=self._is_vlm,
+            vllm=bool(getattr(self, "use_vllm", False)),
         )
         self._distiller = Distiller(
             config=config,
@@ -186,56 +186,12 @@ class SDPOTrainer(trl.GRPOTrainer):
         )
         self._clock = TeacherClock(
             start=self._start_teacher,
-            step_begins=self._close_window,
+            step_begins=self._windows.step_begins,
             advance=self._advance_teacher,
             position=lambda: self._step,
             batch_size=lambda: self._options.steps_per_generation * self.num_iterations,
         )
         self.add_callback(self._clock)
-
-    # What TRL knows under names that came and went between its versions
-
-    @property
-    def _has_environments(self) -> bool:
-        return any(getattr(self, name, None) is not None for name in ("environment_factories", "environments"))
-
-    @property
-    def _balance_weight(self) -> float:
-        """Weight of the load-balancing loss of mixture-of-experts models; 0 if the host adds none."""
-        return float(self.router_aux_loss_coef) if getattr(self, "aux_loss_enabled", False) else 0.0
-
-    @property
-    def _mode(self) -> str:
-        return "train" if cast(torch.nn.Module, self.model).training else "eval"
-
-    @property
-    def _options(self) -> Any:
-        # GRPO's arguments; the base class of the trainer declares only those of transformers.
-        return self.args
-
-    @property
-    def _group_size(self) -> int:
-        # TRL 1.x fills both numbers in when the trainer is made.
-        evaluation = getattr(self, "num_generations_eval", None) or self.num_generations
-        return int(self.num_generations if self._mode == "train" else evaluation)
-
-    def _forward_autocast(self) -> AbstractContextManager[Any]:
-        return self.accelerator.autocast()
-
-    def _bare_model(self) -> torch.nn.Module:
-        module: torch.nn.Module = self.accelerator.unwrap_model(self.model_wrapped)
-        return module
-
-    def _tools_of_rows(self, count: int) -> list[Any]:
-        names = getattr(self, "_batch_environments", None)
-        per_environment = getattr(self, "_env_tools", None)
-        if names is not None and per_environment is not None:
-            return [per_environment[name] or None for name in names]
-        return [getattr(self, "tools", None) or None] * count
-
-    def _mean_length(self) -> float:
-        # TRL's own figure: masks say what is learnt, and `mask_truncated_completions` empties those of long answers.
-        return float(self._metrics["train"]["completions/mean_length"][-1])
 
     # Rollouts → teacher contexts
 
@@ -322,26 +278,12 @@ class SDPOTrainer(trl.GRPOTrainer):
         inputs = super()._prepare_inputs(generation_batch)
         if self._sdpo_on:
             if self._mode == "train":
-                self._open_window()
+                first = self._step % self._options.steps_per_generation
+                known = cast(list[dict[str, Any]], self._buffered_inputs)[first:]
+                self._window = self._windows.current(known, self.current_gradient_accumulation_steps, self._measure)
             else:
                 self._window = self._measure([inputs], share=1.0)
         return inputs
-
-    def _open_window(self) -> None:
-        """At the first micro-batch of an optimizer step (or of a generation inside it), count what the step holds."""
-        if self._window_left == 0:
-            steps = self.current_gradient_accumulation_steps
-            first = self._step % self._options.steps_per_generation
-            size = max(min(steps - self._done_in_step, self._options.steps_per_generation - first), 1)
-            self._window = self._measure(
-                cast(list[dict[str, Any]], self._buffered_inputs)[first : first + size], share=size / steps
-            )
-            self._window_left = size
-        self._window_left -= 1
-        self._done_in_step += 1
-
-    def _close_window(self) -> None:
-        self._window_left = self._done_in_step = 0
 
     def _measure(self, batches: Sequence[dict[str, Any]], share: float) -> Window:
         config = self.sdpo_config
@@ -377,21 +319,12 @@ class SDPOTrainer(trl.GRPOTrainer):
 
     # Metrics
 
-    def _note(self, mode: str, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():
-            self._metrics[mode][name].append(float(value))
-
     def _note_step(self, sums: Mapping[str, Tensor], device: torch.device) -> None:
         metrics = step_metrics(sums, device, lambda local: self.accelerator.reduce(local, reduction="sum"))
         self._note(self._mode, metrics)
         if self._mode == "train":
             divergence = metrics.get("self_distillation/divergence", 0.0)
             self._warn(self._health.step(divergence, metrics["self_distillation/active_tokens"]))
-
-    def _warn(self, messages: Sequence[str]) -> None:
-        if self.accelerator.is_main_process:
-            for message in messages:
-                warnings.warn(message, stacklevel=3)
 
     # The teacher's life
 
@@ -406,10 +339,6 @@ class SDPOTrainer(trl.GRPOTrainer):
             module = self._bare_model()
             reduce = self._sum_over_ranks if is_sharded(module) else None
             self._note("train", teacher.update(local_tensors(module), reduce=reduce))
-
-    def _sum_over_ranks(self, values: list[float]) -> list[float]:
-        total = self.accelerator.reduce(torch.tensor(values, device=self.accelerator.device), reduction="sum")
-        return [float(value) for value in total]
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         self._sampler = super()._get_train_sampler(*args, **kwargs)

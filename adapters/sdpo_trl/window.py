@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdpo_plugins.losses import loss_denominator
 
-__all__ = ["Window", "loss_mask", "measure"]
+__all__ = ["Window", "Windows", "loss_mask", "measure"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,39 @@ class Window:
     active: Tensor
     all_tokens: Tensor
     share: float
+
+
+class Windows:
+    """Opens a window at the first micro-batch of an optimizer step, or of a generation inside of it."""
+
+    def __init__(self) -> None:
+        self._window: Window | None = None
+        self._left = self._done = 0
+
+    def step_begins(self) -> None:
+        """Forget the last optimizer step."""
+        self._left = self._done = 0
+
+    def current(
+        self,
+        known: Sequence[dict[str, Any]],
+        steps: int,
+        measure: Callable[[Sequence[dict[str, Any]], float], Window],
+    ) -> Window:
+        """Return the window of the micro-batch whose turn it is. Every rank must call this together.
+
+        Args:
+            known: The micro-batches of the generation from this one on.
+            steps: Micro-batches of this optimizer step.
+            measure: Counts micro-batches that cover a share of the step.
+        """
+        if self._left == 0 or self._window is None:
+            size = max(min(steps - self._done, len(known)), 1)
+            self._window = measure(known[:size], size / steps)
+            self._left = size
+        self._left -= 1
+        self._done += 1
+        return self._window
 
 
 def loss_mask(inputs: dict[str, Any]) -> Tensor:
