@@ -181,4 +181,3 @@ class Host:
     adapter: str
     install: str
     summary: str = ""
-

@@ -15,9 +15,7 @@ from sdpo_plugins.embedded.tasks import accuracy, element_question, question_of,
 
 
 def test_import_needs_no_torch() -> None:
-    code = (
-        "import sys, sdpo_plugins.embedded, sdpo_plugins.embedded.settings; sys.exit('torch' in sys.modules)"
-    )
+    code = "import sys, sdpo_plugins.embedded, sdpo_plugins.embedded.settings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -37,9 +35,7 @@ def test_elements_are_in_order() -> None:
 
 def test_sums_are_disjoint() -> None:
     split = split_sums()
-    unordered = [
-        {frozenset(pair) for pair in pairs} for pairs in (split.train, split.evaluation, split.pretraining)
-    ]
+    unordered = [{frozenset(pair) for pair in pairs} for pairs in (split.train, split.evaluation, split.pretraining)]
     assert sum(map(len, unordered)) == len(set.union(*unordered)) == 4095
     assert split == split_sums()
 

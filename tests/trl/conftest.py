@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sdpo_trl import SDPOTrainer
-from tiny_trl import digits_reward, questions, tiny_arguments, tiny_model
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sdpo_plugins.embedded import checkpoint_path
+from sdpo_trl import SDPOTrainer
+from tiny_trl import digits_reward, questions, tiny_arguments, tiny_model
 
 
 @pytest.fixture(scope="session")
