@@ -57,12 +57,12 @@ def run(seeds: int, tasks: Sequence[str] | None, output: Path) -> None:
                     f"{done.generations} generations, {done.seconds:.0f} s",
                     flush=True,
                 )
-                write_results(runs, output / "results.json")
+                results = write_results(runs, output)
     pictures = [draw_curves([one for one in runs if one.task == task], output / f"{task}.png") for task in chosen]
     print()
     print_table(runs)
     print(f"\n{time.perf_counter() - begin:.0f} s in all.")
-    print(f"Results: {output / 'results.json'}")
+    print(f"Results: {results}")
     print(f"Learning curves: {', '.join(map(str, pictures))}")
 
 

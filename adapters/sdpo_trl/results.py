@@ -45,11 +45,25 @@ class Run:
     curve: list[float] = field(default_factory=list)
 
 
-def write_results(runs: Sequence[Run], path: Path) -> None:
-    """Write all runs as a JSON list; the file is replaced whole, never half-written."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps([asdict(run) for run in runs], indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+def write_results(runs: Sequence[Run], folder: Path) -> Path:
+    """Write `results.json`, a list of runs, and `curves.json`, the reward of every step in the same order.
+
+    Each file is replaced whole, never half-written.
+
+    Args:
+        runs: The runs so far.
+        folder: Where the files go.
+
+    Returns:
+        The path of `results.json`.
+    """
+    rows = [asdict(run) for run in runs]
+    curves = [{key: row.pop(key) for key in ("generations_per_step", "curve")} for row in rows]
+    for name, content in (("curves", curves), ("results", rows)):
+        temporary = folder / f"{name}.tmp"
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, folder / f"{name}.json")
+    return folder / "results.json"
 
 
 def spread(values: Sequence[float]) -> str:
