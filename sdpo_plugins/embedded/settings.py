@@ -1,6 +1,6 @@
 """Tuned settings of the demo's runs: task by method, as data. No torch.
 
-Both methods of a task get the same number of generations.
+Both methods of a task get the same number of generations, and each the learning rate that suited it best.
 """
 
 from __future__ import annotations
@@ -66,7 +66,6 @@ _SUMS: dict[str, Any] = {
     "steps": 60,
     "questions_per_step": 8,
     "rollouts_per_question": 8,
-    "learning_rate": 3e-4,
     "lr_scheduler_type": "linear",
 }
 _FACTS: dict[str, Any] = {
@@ -79,8 +78,8 @@ _FACTS: dict[str, Any] = {
 _JS_FROZEN: Mapping[str, Any] = MappingProxyType({**_FORWARD_KL_FROZEN, "alpha": 0.5})
 
 SETTINGS: tuple[RunSettings, ...] = (
-    RunSettings(**_SUMS, method="grpo"),
-    RunSettings(**_SUMS, method="sdpo", sdpo=_JS_FROZEN),
+    RunSettings(**_SUMS, method="grpo", learning_rate=3e-4),
+    RunSettings(**_SUMS, method="sdpo", learning_rate=2e-4, sdpo=_JS_FROZEN),
     RunSettings(**_FACTS, method="grpo", learning_rate=1e-4),
     RunSettings(**_FACTS, method="sdpo", learning_rate=1e-3, sdpo=_FORWARD_KL_FROZEN),
 )
