@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sdpo_plugins.config import SDPOConfig
 from sdpo_plugins.losses import aggregate, per_token_losses
 from sdpo_plugins.teacher import Teacher, local_tensors
-from sdpo_trl.forward import Sequences, completion_logits, evaluating, sampled_log_probs
+from sdpo_trl.forward import Sequences, completion_logits, evaluating, sampled_log_probs, token_entropies
 from sdpo_trl.window import Window, loss_mask
 
 __all__ = ["MULTIMODAL", "Distiller", "accepts_logits_to_keep"]
@@ -182,6 +182,7 @@ class Distiller:
                 "gap_success": _masked_sum(gap, token_mask * success),
                 "success_tokens": (token_mask * success).sum(),
                 "log_prob": _masked_sum(losses.student_log_probs.detach(), token_mask),
+                "entropy": _masked_sum(token_entropies(student_logits, self.temperature), token_mask),
             }
             if losses.importance_ratio is not None:
                 sums["importance_ratio"] = _masked_sum(losses.importance_ratio, token_mask)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-__all__ = ["Sequences", "completion_logits", "evaluating", "is_sharded", "sampled_log_probs"]
+__all__ = ["Sequences", "completion_logits", "evaluating", "is_sharded", "sampled_log_probs", "token_entropies"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,31 @@ def sampled_log_probs(logits: Tensor, token_ids: Tensor, temperature: float) -> 
     wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     chosen = wide.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
     return chosen / temperature - torch.logsumexp(wide / temperature, dim=-1)
+
+
+@torch.no_grad()
+def token_entropies(logits: Tensor, temperature: float) -> Tensor:
+    """Return H(π) = −Σ_v p_v log p_v of each token's distribution at a temperature.
+
+    Args:
+        logits: [B, T, V], logit space.
+        temperature: Divisor of the logits.
+
+    Returns:
+        Entropies [B, T] in nats, float32 or wider.
+
+    Example:
+        >>> round(token_entropies(torch.zeros(1, 1, 4), 1.0).item(), 4)
+        1.3863
+    """
+    rows = []
+    for row in logits:  # row by row: a second [B, T, V] would double the memory for the sake of a metric
+        wide = row.float() if row.dtype in (torch.float16, torch.bfloat16) else row
+        log_probs = torch.log_softmax(wide / temperature, dim=-1)
+        probs = log_probs.exp()
+        # A masked entry of the vocabulary has p = 0 and log p = -inf, and adds nothing.
+        rows.append(-torch.where(probs > 0, probs * log_probs, probs).sum(dim=-1))
+    return torch.stack(rows)
 
 
 @contextmanager

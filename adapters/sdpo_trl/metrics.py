@@ -16,6 +16,7 @@ _SUMS = (
     "gap_success",
     "success_tokens",
     "log_prob",
+    "entropy",
     "importance_ratio",
     "kl",
     "kl_tokens",
@@ -51,7 +52,7 @@ def step_metrics(
     active = total["active_tokens"]
     metrics = {"self_distillation/active_tokens": active}
     if active > 0:
-        for name in ("divergence", "gap", "log_prob"):
+        for name in ("divergence", "gap", "log_prob", "entropy"):
             metrics[f"self_distillation/{name}"] = total[name] / active
         if total["importance_ratio"] > 0:  # 0 where no ratio enters the loss (`is_clip` is off)
             metrics["self_distillation/importance_ratio"] = total["importance_ratio"] / active

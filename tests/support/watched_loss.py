@@ -76,7 +76,9 @@ def rows_of(tokenizer: Any, batch: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def core_loss(trainer: Spying, *, temperature: float = 1.0, model_inputs: Any = None) -> torch.Tensor:
+def core_loss(
+    trainer: Spying, *, temperature: float = 1.0, model_inputs: Any = None, gradient: bool = False
+) -> torch.Tensor:
     """The core's loss of all rows seen, with forward passes of this function's own in float64.
 
     The model must not have moved since (learning rate 0), and the teacher must be a copy of it.
@@ -85,6 +87,7 @@ def core_loss(trainer: Spying, *, temperature: float = 1.0, model_inputs: Any = 
         trainer: After training.
         temperature: Of the rollouts.
         model_inputs: `model_inputs(index of the row, prompt ids) -> dict`: what the model needs besides ids.
+        gradient: Keep the student's graph, for a backward pass into `trainer.model`.
     """
     model, rows = trainer.model.double().eval(), trainer.rows()
     width = max(len(row["answer_ids"]) for row in rows)
@@ -92,9 +95,10 @@ def core_loss(trainer: Spying, *, temperature: float = 1.0, model_inputs: Any = 
     for index, row in enumerate(rows):
         answer, length = row["answer_ids"], len(row["answer_ids"])
         logits = []
-        for prompt in (row["prompt_ids"], row["teacher_ids"] if row["active"] else row["prompt_ids"]):
+        told = row["teacher_ids"] if row["active"] else row["prompt_ids"]
+        for prompt, learns in ((row["prompt_ids"], gradient), (told, False)):
             extra = model_inputs(index, torch.cat([prompt, answer])) if model_inputs else {}
-            with torch.no_grad():
+            with torch.set_grad_enabled(learns):
                 output = model(input_ids=torch.cat([prompt, answer])[None], **extra).logits[0]
             logits.append(output[len(prompt) - 1 : len(prompt) - 1 + length])
         pad = torch.zeros(width - length, dtype=torch.float64)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+from scripted_rollouts import watch_gradients
 from sdpo_plugins.embedded import checkpoint_path
 from tiny_trl import tiny_model
 from watched_loss import Scripted, Spying, core_loss
@@ -42,21 +43,7 @@ def one_step(make_trainer: Any, model: str, **args: Any) -> tuple[Spying, float,
         with torch.no_grad():
             for parameter in trainer.ref_model.parameters():
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    gradients: dict[str, torch.Tensor] = {}
-    create = trainer.create_optimizer
-
-    def watch(*a: Any, **k: Any) -> Any:
-        optimizer = create(*a, **k)
-        step = optimizer.step
-
-        def stepping(*a: Any, **k: Any) -> Any:
-            gradients.update({n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None})
-            return step(*a, **k)
-
-        optimizer.step = stepping
-        return optimizer
-
-    trainer.create_optimizer = watch
+    gradients = watch_gradients(trainer)
     trainer.train()
     return trainer, sum(trainer.losses), gradients
 

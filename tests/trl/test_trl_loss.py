@@ -8,9 +8,9 @@ import pytest
 import torch
 from trl import GRPOConfig, GRPOTrainer
 
-from sdpo_plugins import SDPOConfig
-from sdpo_plugins.losses import self_distillation_loss
+from scripted_rollouts import watch_gradients
 from tiny_trl import tiny_model
+from watched_loss import Spying, core_loss
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -97,70 +97,32 @@ def test_loss_and_gradient_are_those_of_the_core(make_trainer: Any, objective: s
             "temperature": 0.8,
             "max_grad_norm": 0.0,
             "learning_rate": 0.0,
-        }
+        },
+        cls=Spying,
     )
-    seen: list[dict[str, Any]] = []
-    gradients: dict[str, torch.Tensor] = {}
-    losses: list[float] = []
-    compute = trainer._compute_loss
-
-    def spy(model: Any, inputs: Any) -> torch.Tensor:
-        seen.append({key: value.clone() if torch.is_tensor(value) else value for key, value in inputs.items()})
-        loss = compute(model, inputs)
-        losses.append(float(loss.detach()))
-        return loss
-
-    trainer._compute_loss = spy
-
-    original = trainer.create_optimizer
-
-    def watch(*args: Any, **kwargs: Any) -> Any:
-        optimizer = original(*args, **kwargs)
-        step = optimizer.step
-
-        def stepping(*a: Any, **k: Any) -> Any:
-            gradients.update({n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None})
-            return step(*a, **k)
-
-        optimizer.step = stepping
-        return optimizer
-
-    trainer.create_optimizer = watch
+    gradients = watch_gradients(trainer)
     trainer.train()
-    model = trainer.model.double()
-    model.zero_grad()
-    config: SDPOConfig = trainer.sdpo_config
-    width = max(batch["completion_ids"].size(1) for batch in seen)
-    student, teacher, ids, mask, active = [], [], [], [], []
-    for batch in seen:
-        for row in range(batch["completion_ids"].size(0)):
-            length = int(batch["completion_mask"][row].sum())
-            answer = batch["completion_ids"][row, :length]
-            asked = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
-            told = batch["sdpo_prompt_ids"][row][batch["sdpo_prompt_mask"][row].bool()]
-            is_active = bool(batch["sdpo_active"][row])
-            pad = torch.zeros(width - length, len(trainer.processing_class)).double()
-            s = model(input_ids=torch.cat([asked, answer])[None]).logits[0, len(asked) - 1 : -1]
-            with torch.no_grad():
-                t = model(input_ids=torch.cat([told if is_active else asked, answer])[None]).logits[0, -length - 1 : -1]
-            student.append(torch.cat([s, pad]))
-            teacher.append(torch.cat([t, pad]))
-            ids.append(torch.cat([answer, answer.new_zeros(width - length)]))
-            mask.append(torch.arange(width) < length)
-            active.append(is_active)
-    assert sum(active) > 0
-    expected, _ = self_distillation_loss(
-        torch.stack(student),
-        torch.stack(teacher),
-        torch.stack(ids),
-        torch.stack(mask).double(),
-        config,
-        self_distillation_mask=torch.tensor(active).double(),
-        temperature=0.8,
-    )
+    assert any(row["active"] for row in trainer.rows())
+    expected = core_loss(trainer, temperature=0.8, gradient=True)
+    trainer.model.zero_grad()
     expected.backward()
-    assert sum(losses) == pytest.approx(float(expected), rel=2e-5, abs=1e-8)
-    for name, parameter in model.named_parameters():
+    assert sum(trainer.losses) == pytest.approx(expected.item(), rel=2e-5, abs=1e-8)
+    for name, parameter in trainer.model.named_parameters():
         assert parameter.grad is not None
         scale = float(parameter.grad.abs().max())
         assert torch.allclose(gradients[name].double(), parameter.grad, rtol=1e-4, atol=1e-5 * scale), name
+
+
+def test_the_entropy_logged_is_that_of_grpo(make_trainer: Any) -> None:
+    """With every answer active both log the mean over the same tokens, here of the same rollouts."""
+
+    def wrong(completions: list[Any], **_: Any) -> list[dict[str, Any]]:
+        return [{"score": 0.0, "feedback": "Wrong."} for _ in completions]
+
+    logged = {}
+    for name, enabled in (("self_distillation/entropy", True), ("entropy", False)):
+        trainer = make_trainer(args={"enabled": enabled, "max_steps": 1, "temperature": 0.7}, reward_funcs=wrong)
+        trainer.train()
+        logged[enabled] = trainer.state.log_history[0][name]
+    assert logged[True] == pytest.approx(logged[False], rel=1e-4)
+    assert logged[True] > 0.1
