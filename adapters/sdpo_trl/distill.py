@@ -173,6 +173,7 @@ class Distiller:
             scale_factor=self.scale_factor,
         )
         with torch.no_grad():
+            assert losses.teacher_log_probs is not None  # logits give it in every mode
             gap = losses.teacher_log_probs - losses.student_log_probs.detach()
             success = inputs["sdpo_success"][rows].unsqueeze(1).to(token_mask)
             sums = {

@@ -9,6 +9,16 @@ from sdpo_plugins.losses.divergences import (
     js,
     reverse_kl,
 )
+from sdpo_plugins.losses.fused import (
+    FusedRows,
+    LinearTerm,
+    LMHead,
+    PolicyTerm,
+    as_head,
+    fused_row_losses,
+    fused_self_distillation_loss,
+    row_weights,
+)
 from sdpo_plugins.losses.hybrid import (
     distillation_advantages,
     group_advantages,
@@ -30,16 +40,23 @@ from sdpo_plugins.losses.weights import clip_token_losses, importance_ratio, tru
 
 __all__ = [
     "DivergenceFunction",
+    "FusedRows",
+    "LMHead",
+    "LinearTerm",
     "LogProbPair",
+    "PolicyTerm",
     "TokenLosses",
     "active_mask",
     "add_tail",
     "aggregate",
+    "as_head",
     "clip_token_losses",
     "compare_log_probs",
     "distillation_advantages",
     "floor_log_probs",
     "forward_kl",
+    "fused_row_losses",
+    "fused_self_distillation_loss",
     "gather_log_probs",
     "generalized_jsd",
     "group_advantages",
@@ -56,6 +73,7 @@ __all__ = [
     "renormalize",
     "resolve_divergence",
     "reverse_kl",
+    "row_weights",
     "self_distillation_loss",
     "token_losses_of",
     "top_k_ids",

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,6 +42,7 @@ __all__ = [
     "forward_kl",
     "generalized_jsd",
     "js",
+    "jsd_alpha",
     "reverse_kl",
 ]
 
@@ -188,8 +190,23 @@ def js(student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
 
 def build_generalized_jsd(config: SDPOConfig, options: Any = None) -> DivergenceFunction:
     """Build `generalized_jsd` at `config.alpha`; it has no options of its own."""
-    alpha = config.alpha
-    return lambda student_logp, teacher_logp: generalized_jsd(student_logp, teacher_logp, alpha)
+    return partial(generalized_jsd, alpha=config.alpha)
+
+
+def jsd_alpha(divergence: DivergenceFunction) -> float | None:
+    """Return the α at which `generalized_jsd` is this divergence, or None if it is another's.
+
+    Args:
+        divergence: What a `build_*` function returned, or any other.
+
+    Example:
+        >>> jsd_alpha(forward_kl), jsd_alpha(js), jsd_alpha(lambda s, t: s.sum(-1))
+        (0.0, 0.5, None)
+    """
+    if isinstance(divergence, partial) and divergence.func is generalized_jsd:
+        return float(divergence.keywords["alpha"])
+    ends: dict[DivergenceFunction, float] = {forward_kl: 0.0, js: 0.5, reverse_kl: 1.0}
+    return ends.get(divergence)
 
 
 def build_forward_kl(config: SDPOConfig, options: Any = None) -> DivergenceFunction:

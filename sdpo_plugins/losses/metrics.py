@@ -52,16 +52,17 @@ def loss_metrics(tokens: TokenLosses, mask: Tensor, config: SDPOConfig) -> dict[
     def share(condition: Tensor) -> Tensor:
         return mean(condition.to(tokens.divergence.dtype))
 
-    gap = tokens.teacher_log_probs - tokens.student_log_probs
     found = {
         "active_tokens": count.to(torch.float32),
         "active_sequences": active.any(-1).sum().to(torch.float32),
         "empty_target_batch": (count == 0).to(torch.float32),
         "divergence": mean(tokens.divergence),
-        "teacher_student_gap": mean(gap),
-        "teacher_student_gap_abs": mean(gap.abs()),
         "student_log_prob": mean(tokens.student_log_probs),
     }
+    if tokens.teacher_log_probs is not None:
+        gap = tokens.teacher_log_probs - tokens.student_log_probs
+        found["teacher_student_gap"] = mean(gap)
+        found["teacher_student_gap_abs"] = mean(gap.abs())
     if tokens.student_mass is not None and tokens.teacher_mass is not None:
         found["student_topk_mass"] = mean(tokens.student_mass)
         found["teacher_topk_mass"] = mean(tokens.teacher_mass)

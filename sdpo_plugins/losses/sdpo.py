@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sdpo_plugins.errors import DataError
 from sdpo_plugins.losses._checks import check_inputs, check_same_shape, check_temperature, explain_non_finite
 from sdpo_plugins.losses.aggregate import active_mask, aggregate
 from sdpo_plugins.losses.divergences import (
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TokenLosses",
+    "is_own_divergence",
     "per_token_losses",
     "resolve_divergence",
     "self_distillation_loss",
@@ -51,7 +53,8 @@ class TokenLosses:
         divergence: The divergence before clip and weights, without gradient; in sampled-token mode its estimate
             log π(y) − log q(y), which may be negative.
         student_log_probs: log π(y) of the sampled tokens over the whole vocabulary, with gradient.
-        teacher_log_probs: log q(y) of the same tokens, without.
+        teacher_log_probs: log q(y) of the same tokens, without; None where the teacher's normaliser was not computed
+            (the fused path on a renormalised top-K).
         importance_ratio: π/π_old before the clip, without gradient; None if `is_clip` is off.
         rollout_is_weights: The rollout weights that were multiplied in, or None.
         student_mass: Student's probability of the top-K entries together, or None without a top-K.
@@ -61,7 +64,7 @@ class TokenLosses:
     per_token: Tensor
     divergence: Tensor
     student_log_probs: Tensor
-    teacher_log_probs: Tensor
+    teacher_log_probs: Tensor | None
     importance_ratio: Tensor | None = None
     rollout_is_weights: Tensor | None = None
     student_mass: Tensor | None = None
@@ -87,6 +90,11 @@ def resolve_divergence(config: SDPOConfig) -> DivergenceFunction:
 
     divergence: DivergenceFunction = build_divergence(config)
     return divergence
+
+
+def is_own_divergence(config: SDPOConfig) -> bool:
+    """Say whether the configured divergence is one of this package, which treat log-probs of −inf themselves."""
+    return config.divergence in _OWN_DIVERGENCES
 
 
 def token_losses_of(
@@ -116,6 +124,8 @@ def token_losses_of(
         Unreduced `TokenLosses`.
     """
     if pair.student is None or pair.teacher is None:
+        if pair.teacher_token is None:
+            raise DataError("without a support, the teacher's log-probs of the sampled tokens are needed.")
         estimate = (pair.student_token - pair.teacher_token).detach()
         per_token = clip_token_losses(estimate, config.per_token_loss_clip) * pair.student_token
     else:
@@ -190,7 +200,7 @@ def per_token_losses(
     check_inputs(student_logits, teacher_logits, token_ids)
     check_same_shape(token_ids.shape, old_log_probs=old_log_probs, rollout_is_weights=rollout_is_weights)
     pair = compare_log_probs(student_logits, teacher_logits, token_ids, config, temperature)
-    if pair.student is not None and pair.teacher is not None and config.divergence not in _OWN_DIVERGENCES:
+    if pair.student is not None and pair.teacher is not None and not is_own_divergence(config):
         # Ours treat −inf themselves; a plug-in's need not know about it.
         pair = LogProbPair(
             pair.student_token,

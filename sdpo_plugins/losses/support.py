@@ -26,7 +26,7 @@ class LogProbPair:
 
     Args:
         student_token: Student's log-prob of the sampled token `[...]`, normalised over the whole vocabulary.
-        teacher_token: Teacher's, likewise.
+        teacher_token: Teacher's, likewise; None where nobody computed its normaliser.
         student: Student's log-probs on the support `[..., K']`, or None in sampled-token mode. K' is K + 1 with a tail
             bucket, K when renormalised, V for the whole vocabulary.
         teacher: Teacher's, at the same entries.
@@ -35,7 +35,7 @@ class LogProbPair:
     """
 
     student_token: Tensor
-    teacher_token: Tensor
+    teacher_token: Tensor | None
     student: Tensor | None = None
     teacher: Tensor | None = None
     student_mass: Tensor | None = None

@@ -1,0 +1,174 @@
+"""The autograd function of the fused loss: gradients are ready when the forward pass is over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdpo_plugins.losses.divergences import jsd_alpha
+from sdpo_plugins.losses.fused.budget import chunk_rows
+from sdpo_plugins.losses.fused.chunk import ChunkResult, TeacherRows, Workspace, chunk_of, row_bytes
+from sdpo_plugins.losses.fused.head import LMHead
+from sdpo_plugins.losses.fused.matmul import Projection, product_dtype
+from sdpo_plugins.losses.fused.objective import Objective
+from sdpo_plugins.losses.sdpo import resolve_divergence
+
+__all__ = ["FusedPass", "TeacherSide", "run_fused"]
+
+
+@dataclass(frozen=True)
+class TeacherSide:
+    """The teacher's hidden states `[M, H]`, heads and shares, one of each for every pass."""
+
+    hidden: Sequence[Tensor]
+    heads: Sequence[LMHead]
+    shares: Sequence[float]
+
+
+@dataclass
+class FusedPass:
+    """Everything of a call but the tensors that autograd follows; also where the rows' values are put.
+
+    Args:
+        objective: What is differentiated.
+        head: The student's.
+        token_ids: `[N]`.
+        teacher: The teacher's side for the first M rows, or None.
+        temperature: τ.
+        entropies: Whether the student's entropies are wanted.
+        chunk_memory_mb: Budget, None: the device's default.
+        rows_per_chunk: Overrides the budget.
+    """
+
+    objective: Objective
+    head: LMHead
+    token_ids: Tensor
+    teacher: TeacherSide | None
+    temperature: float
+    entropies: bool
+    chunk_memory_mb: float | None
+    rows_per_chunk: int | None
+
+    def __post_init__(self) -> None:
+        self.results: list[ChunkResult] = []
+
+    @property
+    def distilled(self) -> int:
+        """M, the number of rows with a teacher."""
+        return 0 if self.teacher is None else self.teacher.hidden[0].shape[0]
+
+    def slices(self, student: Projection, device: torch.device) -> list[slice]:
+        """Cut the rows into chunks, those with a teacher first."""
+        cuts = []
+        config = self.objective.config
+        own = jsd_alpha(self.objective.divergence or resolve_divergence(config)) is not None
+        passes = 0 if self.teacher is None else len(self.teacher.heads)
+        for start, stop in ((0, self.distilled), (self.distilled, self.token_ids.shape[0])):
+            if stop > start:
+                size = row_bytes(config, student, passes, start < self.distilled, own)
+                step = self.rows_per_chunk or chunk_rows(stop - start, size, self.chunk_memory_mb, device)
+                cuts += [slice(at, min(at + step, stop)) for at in range(start, stop, step)]
+        return cuts
+
+
+def run_fused(work: FusedPass, hidden: Tensor) -> Tensor:
+    """Return the 0-dim loss of `work` over the student's `[N, H]` hidden states, with gradient; fill `work.results`."""
+    loss: Tensor = _Fused.apply(hidden, work.head.weight, work.head.bias, work, torch.is_grad_enabled())
+    return loss
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: FusedPass, wanted: bool) -> Tensor:
+        needs = [wanted and flag for flag in ctx.needs_input_grad[:3]]
+        dtype = product_dtype(hidden, weight)
+        with torch.autocast(hidden.device.type, enabled=False):
+            loss, gradients = _all_chunks(hidden, work, dtype, needs)
+        ctx.save_for_backward(*[g for g in gradients if g is not None])
+        ctx.places = [g is not None for g in gradients]
+        ctx.spent = False
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.spent:
+            raise RuntimeError(
+                "the fused loss hands its gradients over once, to hold no second copy of the head's; call the loss "
+                "again for another backward pass (`retain_graph` does not help)."
+            )
+        ctx.spent = True
+        saved = list(ctx.saved_tensors)
+        factor = upstream[0]
+        # Reading the factor on a GPU would wait for it; on a CPU it saves a pass over the head's gradient.
+        scale = factor.device.type != "cpu" or float(factor) != 1.0
+        found: list[Tensor | None] = []
+        for present in ctx.places:
+            gradient = saved.pop(0) if present else None
+            found.append(gradient.mul_(factor) if gradient is not None and scale else gradient)
+        return (*found, None, None)
+
+
+def _all_chunks(
+    hidden: Tensor, work: FusedPass, dtype: torch.dtype, needs: Sequence[bool]
+) -> tuple[Tensor, list[Tensor | None]]:
+    student = Projection(work.head, dtype, work.temperature)
+    # float16 would flush a mean's small gradients to 0: the products run on N times them, the sums are scaled back.
+    unit = float(max(1, work.token_ids.shape[0])) if dtype == torch.float16 else 1.0
+    wide, device = student.wide, hidden.device
+    hidden_gradient = torch.zeros_like(hidden) if needs[0] else None
+    weight_gradient = None
+    if needs[1]:
+        weight_gradient = torch.zeros(work.head.weight.shape, dtype=wide, device=device)
+    bias_gradient = torch.zeros(work.head.vocabulary, dtype=wide, device=device) if needs[2] else None
+    teachers = [] if work.teacher is None else [Projection(h, dtype, work.temperature) for h in work.teacher.heads]
+    cuts = work.slices(student, device)
+    tallest = max((cut.stop - cut.start for cut in cuts), default=0)
+    space = Workspace(tallest, work.head.vocabulary, wide, device)
+    loss = torch.zeros((), dtype=wide, device=device)
+    for rows in cuts:
+        states = student.rows(hidden[rows])
+        teacher = None
+        if work.teacher is not None and rows.start < work.distilled:
+            side = [p.rows(h[rows]) for p, h in zip(teachers, work.teacher.hidden, strict=True)]
+            teacher = TeacherRows(side, teachers, work.teacher.shares)
+        result = chunk_of(
+            work.objective,
+            student,
+            states,
+            work.token_ids[rows],
+            rows,
+            teacher,
+            space,
+            entropies=work.entropies,
+            gradient=any(needs),
+        )
+        loss += result.loss
+        if result.sparse is not None:
+            ids, values = result.sparse[0], result.sparse[1] * unit
+            if hidden_gradient is not None:
+                hidden_gradient[rows] = student.sparse_hidden_gradient(ids, values) / unit
+            if weight_gradient is not None:
+                student.add_sparse_weight_gradient(weight_gradient, ids, values, states)
+            if bias_gradient is not None:
+                bias_gradient.index_add_(0, ids.reshape(-1), values.reshape(-1))
+        elif result.dense is not None:
+            if unit != 1.0:
+                result.dense.mul_(unit)
+            if hidden_gradient is not None:
+                hidden_gradient[rows] = (student.hidden_gradient(result.dense) / unit).to(hidden.dtype)
+            if weight_gradient is not None:
+                student.add_weight_gradient(weight_gradient, result.dense, states)
+            if bias_gradient is not None:
+                bias_gradient += result.dense.sum(0)
+        result.dense = result.sparse = None
+        work.results.append(result)
+    if weight_gradient is not None:
+        weight_gradient = (weight_gradient.div_(unit) if unit != 1.0 else weight_gradient).to(work.head.weight.dtype)
+    if bias_gradient is not None and work.head.bias is not None:
+        bias_gradient = (bias_gradient / unit).to(work.head.bias.dtype)
+    return loss, [hidden_gradient, weight_gradient, bias_gradient]
