@@ -68,6 +68,20 @@ class SDPOConfig:
         None, "Divisor of seq-mean-token-sum-norm in tokens; null: the padded response length.", low=1
     )
 
+    # How the loss is computed; the result is the same
+    loss_path: str = option(
+        "auto",
+        "'fused': from hidden states, a chunk of logits at a time; 'logits': from whole logits; 'auto': fused wherever "
+        "the model's head can be found.",
+        choices=("auto", "fused", "logits"),
+    )
+    chunk_memory_mb: float | None = option(
+        None, "Working memory of the fused loss in MiB; null: 256 on a CPU, 1024 on a GPU.", low=0.0, exclusive=True
+    )
+    share_teacher_prefix: bool = option(
+        True, "Compute what teacher prompts have in common once, where the model can cache it (fused path)."
+    )
+
     # Teacher
     teacher: str = option("ema", "Name of the teacher strategy; see `sdpo list`.")
     teacher_options: Mapping[str, Any] = option({}, "Options of the teacher strategy.")

@@ -1,34 +1,28 @@
-"""The SDPO loss of one micro-batch: forward passes of student and teacher, the core's token losses, their sum."""
+"""The SDPO loss of one micro-batch, from hidden states where the model's head can be found, else from logits."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from sdpo_plugins.config import SDPOConfig
-from sdpo_plugins.losses import aggregate, per_token_losses
-from sdpo_plugins.teacher import Teacher, local_tensors
-from sdpo_trl.forward import Sequences, completion_logits, evaluating, sampled_log_probs, token_entropies
-from sdpo_trl.window import Window, loss_mask
+from sdpo_plugins.causal_lm import HeadNotFound, SplitModel, split_model, split_problem
+from sdpo_plugins.errors import ConfigError
+from sdpo_plugins.prefix import prefix_sharing_problem
+from sdpo_trl.forward import Sequences, completion_logits, evaluating, is_sharded
+from sdpo_trl.fused_path import FusedPath, completion_hidden
+from sdpo_trl.inside import Opaque, run_inside
+from sdpo_trl.logits_path import LogitsPath
+from sdpo_trl.micro_batch import HostTerm, MicroBatch, PathSettings, micro_batch
+from sdpo_trl.window import Window
 
-__all__ = ["MULTIMODAL", "Distiller", "accepts_logits_to_keep"]
+__all__ = ["Distiller", "accepts_logits_to_keep"]
 
-# Inputs of vision-language models that go through unchanged, and the per-token ones that follow the prompt's length.
-MULTIMODAL = (
-    "pixel_values",
-    "image_grid_thw",
-    "pixel_attention_mask",
-    "spatial_shapes",
-    "image_sizes",
-    "image_position_ids",
-)
-PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
+_TRIED_TOKENS = 8
 
 
 def accepts_logits_to_keep(model: nn.Module) -> bool:
@@ -44,31 +38,57 @@ class Distiller:
     """Computes SDPO's loss for micro-batches; holds the settings of a run, not the trainer.
 
     Args:
-        config: The SDPO options.
-        divergence: The per-token divergence, resolved once.
-        teacher: The teacher's weights.
-        temperature: Temperature of the rollouts, for both models' logits.
-        beta: Weight of the KL to the reference model.
-        weigh_kl: Weight that KL by the importance ratio π/π_old, which makes its gradient unbiased.
-        scale_factor: Tokens that seq-mean-token-sum-norm divides by.
-        autocast: Makes the context of a forward pass.
-        sharded: True if the weights are spread over ranks, so that every rank has to join in every forward pass.
-        balance_experts: Whether a mixture-of-experts model is to give its load-balancing loss, too.
+        settings: Of the run.
+        warn: Says something to the user.
     """
 
-    config: SDPOConfig
-    divergence: Callable[[Tensor, Tensor], Tensor]
-    teacher: Teacher
-    temperature: float
-    beta: float
-    weigh_kl: bool
-    scale_factor: int
-    autocast: Callable[[], AbstractContextManager[Any]]
-    sharded: bool = False
-    balance_experts: bool = False
+    settings: PathSettings
+    warn: Callable[[list[str]], None]
+    fused: FusedPath | None = field(default=None, init=False)
+    _tried: bool = field(default=False, init=False)
+
+    def choose_path(self, module: nn.Module, inputs: Mapping[str, Any], window: Window) -> None:
+        """Decide at the first micro-batch, on every rank, how the loss is computed.
+
+        Args:
+            module: The bare model.
+            inputs: The micro-batch, of which a few tokens are tried.
+            window: Of that micro-batch.
+
+        Raises:
+            ConfigError: `loss_path` is "fused", and this model allows only "logits".
+        """
+        if self._tried:
+            return
+        self._tried = True
+        self.settings = replace(self.settings, sharded=is_sharded(module))
+        asked = self.settings.config.loss_path
+        if asked == "logits":
+            return
+        tried = _few_tokens(micro_batch(inputs, window, everyone=True))
+        found = self._split(module, tried)
+        if isinstance(found, SplitModel):
+            self.fused = FusedPath(self.settings, found, share_prefix=self._share_prefix(module, found))
+        elif asked == "fused":
+            raise ConfigError(
+                f"`loss_path='fused'` does not work for this model: {found}. Use 'auto' or 'logits'; the loss then "
+                "holds the logits of student and teacher."
+            )
+        else:
+            self.warn(
+                [
+                    f"SDPO's loss is computed from whole logits, because {found}. That takes memory for the logits of "
+                    "student and teacher [tokens, vocabulary]; set `loss_path='logits'` to hide this message."
+                ]
+            )
 
     def loss(
-        self, student: nn.Module, module: nn.Module, inputs: Mapping[str, Any], window: Window
+        self,
+        student: nn.Module,
+        module: nn.Module,
+        inputs: Mapping[str, Any],
+        window: Window,
+        host: HostTerm | None = None,
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         """Return this micro-batch's part of the optimizer step's loss, summed over ranks by the caller's averaging.
 
@@ -77,164 +97,86 @@ class Distiller:
             module: The bare model, into which the teacher's weights can be put.
             inputs: TRL's micro-batch with our `sdpo_*` entries.
             window: What the whole step is divided by.
+            host: The host's own loss as a further term; only on the fused path.
 
         Returns:
             The loss, to be multiplied by the number of ranks where gradients are averaged; the load-balancing loss of
             this micro-batch's active rows, to be averaged over micro-batches and ranks; and local sums for metrics.
         """
-        mask = loss_mask(dict(inputs))
-        active = inputs["sdpo_active"].bool() & mask.any(dim=1)
-        extra = {name: inputs[name] for name in MULTIMODAL if inputs.get(name) is not None}
-        whole = bool(extra) or any(inputs.get(name) is not None for name in PER_TOKEN)
-        everyone = torch.arange(mask.size(0), device=mask.device)
-        chosen = active.nonzero().squeeze(1)
-        needs_all = whole or self.beta != 0.0
-        rows = everyone if needs_all and mask.any() else chosen
-        keep = accepts_logits_to_keep(module)
-        if rows.numel() == 0:
-            return self._idle(student, module, inputs, keep), None, {}
+        settings = self.settings
+        everyone = settings.beta != 0.0 or host is not None
+        extra = {"output_router_logits": True} if settings.balance_experts else None
+        batch = micro_batch(inputs, window, everyone=everyone, student_extra=extra)
+        if batch.idle:
+            return self._idle(student, module, batch, host), None, {}
+        if self.fused is not None:
+            loss, sums = self.fused.loss(student, module, batch, host)
+            return loss, None, sums
+        return self._logits(module).loss(student, module, batch)
 
-        source = Sequences(
-            *(inputs[name] for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask"))
-        )
-        behind = Sequences(
-            inputs["sdpo_prompt_ids"], inputs["sdpo_prompt_mask"], source.completion_ids, source.completion_mask
-        )
-        if whole:
-            source = _with_extra(source, {**extra, **_present(inputs, PER_TOKEN)})
-            behind = _with_extra(behind, {**extra, **_present(inputs, PER_TOKEN, prefix="sdpo_")})
-        else:
-            source = source.take(rows)
-            behind = behind.take(chosen) if chosen.numel() else behind.smallest()
+    def _logits(self, module: nn.Module) -> LogitsPath:
+        return LogitsPath(self.settings, accepts_logits_to_keep(module))
 
-        if self.balance_experts:
-            source = _with_extra(source, {**source.extra, "output_router_logits": True})
-        with self.autocast():
-            output_logits, balance = completion_logits(student, source, accepts_logits_to_keep=keep)
-            teacher_logits = self._teacher_logits(module, behind, keep) if chosen.numel() or self.sharded else None
-
-        length = output_logits.size(1)
-        loss = output_logits.new_zeros((), dtype=torch.float32)
-        sums: dict[str, Tensor] = {}
-        if chosen.numel() and teacher_logits is not None:
-            student_logits = output_logits if whole or rows.numel() == chosen.numel() else output_logits[chosen]
-            # The two passes may have been cut to different completion lengths.
-            picked = everyone if whole else chosen
-            short = min(length, teacher_logits.size(1))
-            token_mask = (mask * active.unsqueeze(1))[picked][:, :short]
-            part, sums = self._distillation(
-                student_logits[:, :short], teacher_logits[:, :short], inputs, picked, token_mask, window
-            )
-            loss = loss + part
-        if self.beta != 0.0:
-            part, kl_sums = self._reference_kl(output_logits, inputs, rows, mask[rows][:, :length], window)
-            loss = loss + part
-            sums.update(kl_sums)
-        if not self.balance_experts:
-            balance = None
-        if balance is not None:
-            sums.update(balance=balance.detach(), balance_batches=torch.ones_like(balance).detach())
-        if not loss.requires_grad and torch.is_grad_enabled():
-            loss = loss + 0.0 * output_logits.sum()
-        return loss, balance, sums
-
-    def _distillation(
-        self,
-        student_logits: Tensor,
-        teacher_logits: Tensor,
-        inputs: Mapping[str, Any],
-        rows: Tensor,
-        token_mask: Tensor,
-        window: Window,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        length = token_mask.size(1)
-
-        def cut(name: str) -> Tensor | None:
-            value = inputs.get(name)
-            return None if value is None else value[rows][:, :length].expand(-1, length)
-
-        token_ids = inputs["completion_ids"][rows][:, :length]
-        losses = per_token_losses(
-            student_logits,
-            teacher_logits,
-            token_ids,
-            self.config,
-            old_log_probs=cut("old_per_token_logps"),
-            rollout_is_weights=cut("importance_sampling_ratio"),
-            temperature=self.temperature,
-            divergence=self.divergence,
-        )
-        denominator = None if self.config.loss_normalization == "reference" else window.active
-        loss = window.share * aggregate(
-            losses.per_token,
-            token_mask,
-            self.config.loss_agg_mode,
-            denominator=denominator,
-            scale_factor=self.scale_factor,
-        )
-        with torch.no_grad():
-            assert losses.teacher_log_probs is not None  # logits give it in every mode
-            gap = losses.teacher_log_probs - losses.student_log_probs.detach()
-            success = inputs["sdpo_success"][rows].unsqueeze(1).to(token_mask)
-            sums = {
-                "active_tokens": token_mask.sum(),
-                "divergence": _masked_sum(losses.divergence, token_mask),
-                "gap": _masked_sum(gap, token_mask),
-                "gap_success": _masked_sum(gap, token_mask * success),
-                "success_tokens": (token_mask * success).sum(),
-                "log_prob": _masked_sum(losses.student_log_probs.detach(), token_mask),
-                "entropy": _masked_sum(token_entropies(student_logits, self.temperature), token_mask),
-            }
-            if losses.importance_ratio is not None:
-                sums["importance_ratio"] = _masked_sum(losses.importance_ratio, token_mask)
-        return loss, sums
-
-    def _reference_kl(
-        self, logits: Tensor, inputs: Mapping[str, Any], rows: Tensor, mask: Tensor, window: Window
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        length = mask.size(1)
-        ids = inputs["completion_ids"][rows][:, :length]
-        log_probs = sampled_log_probs(logits, ids, self.temperature)
-        log_ratio = inputs["ref_per_token_logps"][rows][:, :length] - log_probs
-        kl = torch.exp(log_ratio) - log_ratio - 1.0
-        if self.weigh_kl:
-            old = inputs.get("old_per_token_logps")
-            kl = kl * torch.exp(log_probs - (log_probs.detach() if old is None else old[rows][:, :length]))
-        denominator = None if self.config.loss_normalization == "reference" else window.all_tokens
-        loss = aggregate(kl, mask, self.config.loss_agg_mode, denominator=denominator, scale_factor=self.scale_factor)
-        return self.beta * window.share * loss, {"kl": _masked_sum(kl.detach(), mask), "kl_tokens": mask.sum()}
-
-    def _teacher_logits(self, module: nn.Module, inputs: Sequences, keep: bool) -> Tensor:
-        def forward() -> Tensor:
-            return completion_logits(module, inputs, accepts_logits_to_keep=keep)[0]
-
-        with torch.no_grad(), evaluating(module):
-            return self.teacher.score(forward, local_tensors(module))
-
-    def _idle(self, student: nn.Module, module: nn.Module, inputs: Mapping[str, Any], keep: bool) -> Tensor:
+    def _idle(self, student: nn.Module, module: nn.Module, batch: MicroBatch, host: HostTerm | None) -> Tensor:
         """Take part in the collectives of the other ranks, at the price of two tokens."""
-        tiny = _student_side(inputs).smallest()
-        with self.autocast():
-            logits, _ = completion_logits(student, tiny, accepts_logits_to_keep=keep)
-            if self.sharded:
-                self._teacher_logits(module, tiny, keep)
+        path = self._logits(module)
+        with self.settings.autocast():
+            if self.settings.sharded:
+                path.teacher_logits(module, batch.behind)
+            logits, _ = completion_logits(student, batch.source, accepts_logits_to_keep=path.keep)
+        if host is not None:
+            # Its loss of nothing is 0; what it gathers over ranks is not.
+            nothing = torch.zeros(batch.mask.shape, dtype=torch.float32, device=batch.mask.device)
+            host.slope(nothing, nothing)
         # Zero times a logit of -inf would be NaN: a masked vocabulary must not poison an idle rank.
         return 0.0 * torch.nan_to_num(logits.float(), neginf=0.0, posinf=0.0).sum()
 
+    @torch.no_grad()
+    def _split(self, module: nn.Module, few: Sequences) -> SplitModel | str:
+        """Take the model apart and compare the parts with the whole on a few tokens; a text says why that fails."""
+        if self.settings.balance_experts:
+            return "the load-balancing loss of its experts comes with the logits"
+        if hasattr(module, "_orig_mod"):
+            return "it is compiled as a whole by torch.compile"
+        try:
+            split = split_model(module)
+        except HeadNotFound as reason:
+            return str(reason)
+        with self.settings.autocast(), evaluating(module):
+            logits, _ = completion_logits(module, few, accepts_logits_to_keep=accepts_logits_to_keep(module))
 
-def _student_side(inputs: Mapping[str, Any]) -> Sequences:
-    return Sequences(*(inputs[name] for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")))
+            def forward() -> Opaque:
+                hidden = completion_hidden(split.body, few)
+                return Opaque(split_problem(split, logits, hidden))
+
+            problem: str | None = run_inside(module, module, forward).value
+        return split if problem is None else problem
+
+    def _share_prefix(self, module: nn.Module, split: SplitModel) -> bool:
+        if not self.settings.config.share_teacher_prefix:
+            return False
+        if self.settings.sharded:
+            problem: str | None = "ranks with shards of the model must all run the same number of passes"
+        else:
+            with torch.no_grad(), self.settings.autocast(), evaluating(module):
+                problem = prefix_sharing_problem(split.body)
+        if problem is not None:
+            self.warn(
+                [
+                    f"What teacher prompts have in common is computed for each answer anew, because {problem}. Set "
+                    "`share_teacher_prefix=False` to hide this message."
+                ]
+            )
+        return problem is None
 
 
-def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask.bool(), values, torch.zeros_like(values)).sum()
-
-
-def _present(inputs: Mapping[str, Any], names: tuple[str, ...], prefix: str = "") -> dict[str, Any]:
-    return {name: inputs[prefix + name] for name in names if inputs.get(prefix + name) is not None}
-
-
-def _with_extra(sequences: Sequences, extra: Mapping[str, Any]) -> Sequences:
+def _few_tokens(batch: MicroBatch) -> Sequences:
+    source = batch.source
+    if batch.whole:
+        return source
     return Sequences(
-        sequences.prompt_ids, sequences.prompt_mask, sequences.completion_ids, sequences.completion_mask, extra
+        source.prompt_ids[:1, -_TRIED_TOKENS:],
+        source.prompt_mask[:1, -_TRIED_TOKENS:],
+        source.completion_ids[:1, :_TRIED_TOKENS],
+        source.completion_mask[:1, :_TRIED_TOKENS],
     )

@@ -49,6 +49,10 @@ class Sequences:
             completion_mask[:, :length],
         )
 
+    def having(self, extra: Mapping[str, Any]) -> Sequences:
+        """Return the same sequences with these further inputs of the model."""
+        return Sequences(self.prompt_ids, self.prompt_mask, self.completion_ids, self.completion_mask, extra)
+
     def smallest(self) -> Sequences:
         """Return one row of two tokens, for a forward pass that only keeps the ranks together."""
         one = torch.ones_like(self.prompt_mask[:1, -1:])

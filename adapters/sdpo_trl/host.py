@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,8 @@ __all__ = ["GRPOHost"]
 
 class GRPOHost(trl.GRPOTrainer):
     """GRPO's trainer, unchanged, with names that hold for every supported version of TRL."""
+
+    _known: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
     def _has_environments(self) -> bool:
@@ -53,6 +56,23 @@ class GRPOHost(trl.GRPOTrainer):
         if names is not None and per_environment is not None:
             return [per_environment[name] or None for name in names]
         return [getattr(self, "tools", None) or None] * count
+
+    @contextmanager
+    def _using_log_probs(self, log_probs: torch.Tensor, entropies: torch.Tensor) -> Iterator[None]:
+        """Within the block GRPO's loss takes these [B, T] tensors instead of a forward pass of its own."""
+        self._known = (log_probs, entropies)
+        try:
+            yield
+        finally:
+            self._known = None
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        if self._known is None:
+            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        method = super()._get_per_token_logps_and_entropies
+        # Newer versions give the load-balancing loss of experts as a third value.
+        third = "compute_aux_loss" in inspect.signature(method).parameters
+        return (*self._known, None) if third else self._known
 
     def _mean_length(self) -> float:
         # TRL's own figure: masks say what is learnt, and `mask_truncated_completions` empties those of long answers.

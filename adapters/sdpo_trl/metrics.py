@@ -13,6 +13,7 @@ _SUMS = (
     "active_tokens",
     "divergence",
     "gap",
+    "gap_tokens",
     "gap_success",
     "success_tokens",
     "log_prob",
@@ -22,6 +23,8 @@ _SUMS = (
     "kl_tokens",
     "balance",
     "balance_batches",
+    "prefix_saved",
+    "prefix_batches",
 )
 
 
@@ -52,17 +55,21 @@ def step_metrics(
     active = total["active_tokens"]
     metrics = {"self_distillation/active_tokens": active}
     if active > 0:
-        for name in ("divergence", "gap", "log_prob", "entropy"):
+        for name in ("divergence", "log_prob", "entropy"):
             metrics[f"self_distillation/{name}"] = total[name] / active
         if total["importance_ratio"] > 0:  # 0 where no ratio enters the loss (`is_clip` is off)
             metrics["self_distillation/importance_ratio"] = total["importance_ratio"] / active
-        failed = active - total["success_tokens"]
+    if total["gap_tokens"] > 0:  # a renormalised top-K does without the teacher's log-probs
+        metrics["self_distillation/gap"] = total["gap"] / total["gap_tokens"]
+        failed = total["gap_tokens"] - total["success_tokens"]
         if total["success_tokens"] > 0:
             metrics["self_distillation/gap_on_success"] = total["gap_success"] / total["success_tokens"]
         if failed > 0:
             metrics["self_distillation/gap_on_failure"] = (total["gap"] - total["gap_success"]) / failed
     if total["kl_tokens"] > 0:
         metrics["kl"] = total["kl"] / total["kl_tokens"]
+    if total["prefix_batches"] > 0:
+        metrics["self_distillation/prefix_saved_fraction"] = total["prefix_saved"] / total["prefix_batches"]
     if total["balance_batches"] > 0:
         metrics["aux_loss"] = total["balance"] / total["balance_batches"]
     return metrics

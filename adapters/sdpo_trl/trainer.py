@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -33,6 +34,7 @@ from sdpo_trl.distill import Distiller
 from sdpo_trl.forward import is_sharded
 from sdpo_trl.host import GRPOHost
 from sdpo_trl.metrics import step_metrics
+from sdpo_trl.micro_batch import HostTerm, PathSettings
 from sdpo_trl.probe import TeacherProbe, as_turns, one_per_question, successes, teacher_answers
 from sdpo_trl.rewards import FeedbackRecorder
 from sdpo_trl.rollouts import ScoredBatch, batch_rollouts
@@ -174,15 +176,18 @@ class SDPOTrainer(GRPOHost):
             vllm=bool(getattr(self, "use_vllm", False)),
         )
         self._distiller = Distiller(
-            config=config,
-            divergence=self._strategies.divergence,
-            teacher=self._strategies.teacher,
-            temperature=self.temperature,
-            beta=self.beta,
-            weigh_kl=getattr(self.args, "use_bias_correction_kl", False),
-            scale_factor=config.loss_scale_factor or int(self.max_completion_length or 1),
-            autocast=self._forward_autocast,
-            balance_experts=self._balance_weight > 0.0,
+            PathSettings(
+                config=config,
+                divergence=self._strategies.divergence,
+                teacher=self._strategies.teacher,
+                temperature=self.temperature,
+                beta=self.beta,
+                weigh_kl=getattr(self.args, "use_bias_correction_kl", False),
+                scale_factor=config.loss_scale_factor or int(self.max_completion_length or 1),
+                autocast=self._forward_autocast,
+                balance_experts=self._balance_weight > 0.0,
+            ),
+            self._warn,
         )
         self._clock = TeacherClock(
             start=self._start_teacher,
@@ -303,18 +308,30 @@ class SDPOTrainer(GRPOHost):
             return loss
         assert self._window is not None
         config = self.sdpo_config
-        self._distiller.sharded = is_sharded(self._bare_model())
-        loss, balance, sums = self._distiller.loss(model, self._bare_model(), inputs, self._window)
-        if config.loss_normalization == "global":
-            # Gradients are averaged over ranks, while the window's divisor already counts all of them.
-            loss = loss * self.accelerator.num_processes
+        module = self._bare_model()
+        self._distiller.choose_path(module, inputs, self._window)
+        # Gradients are averaged over ranks, while the window's divisor already counts all of them.
+        ranks = self.accelerator.num_processes if config.loss_normalization == "global" else 1
+        host = None
+        if config.grpo_weight > 0.0 and self._distiller.fused is not None:
+            share = config.grpo_weight / ((1.0 - config.grpo_weight) * ranks)
+            host = HostTerm(share, partial(self._policy_loss, model, inputs))
+        loss, balance, sums = self._distiller.loss(model, module, inputs, self._window, host)
+        loss = loss * ranks
         if balance is not None:
             # As in GRPO: its mean over micro-batches and ranks, whatever the tokens are divided by.
             parts = self.current_gradient_accumulation_steps if self._mode == "train" else 1
             loss = loss + self._balance_weight * balance / parts
         self._note_step(sums, inputs["sdpo_active"].device)
-        if config.grpo_weight > 0.0:
-            loss = config.grpo_weight * super()._compute_loss(model, inputs) + (1.0 - config.grpo_weight) * loss
+        loss = (1.0 - config.grpo_weight) * loss
+        if config.grpo_weight > 0.0 and host is None:
+            loss = loss + config.grpo_weight * super()._compute_loss(model, inputs)
+        return loss
+
+    def _policy_loss(self, model: Any, inputs: Any, log_probs: Tensor, entropies: Tensor) -> Tensor:
+        """Return GRPO's loss from log-probs and entropies [B, T] that are known already."""
+        with self._using_log_probs(log_probs, entropies):
+            loss: Tensor = super()._compute_loss(model, inputs)
         return loss
 
     # Metrics

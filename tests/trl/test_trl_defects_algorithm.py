@@ -11,7 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoTokenizer, Qwen3ForCausalLM
+from transformers import AutoTokenizer, Qwen3ForCausalLM, TrainerCallback
 
 from scripted_rollouts import buffered_rows, scripted, watch_gradients
 from sdpo_plugins.embedded import checkpoint_path
@@ -191,10 +191,23 @@ def test_defect_13_a_format_bonus_makes_no_demonstration(make_trainer: Any, toke
     assert sum(row["active"] for row in buffered_rows(trainer)) == (6 if named else 8)
 
 
-def test_defect_14_inactive_rows_pay_no_forward(make_trainer: Any, tokenizer: Any) -> None:
+def count_from_the_second_step(trainer: Any, count: Any, read: list[Any]) -> None:
+    """The first step also tries the model's parts on a few tokens."""
+
+    class Forget(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            read.clear()
+
+    trainer.model.model.register_forward_pre_hook(count, with_kwargs=True)
+    trainer.add_callback(Forget())
+
+
+@pytest.mark.parametrize("loss_path", ["fused", "logits"])
+def test_defect_14_inactive_rows_pay_no_forward(make_trainer: Any, tokenizer: Any, loss_path: str) -> None:
     """Tokens that the model reads in the loss: two active rows twice (student, teacher), six silent rows not at all."""
+    options = {"num_generations": 8, "selector": "none", "teacher": "frozen", "share_teacher_prefix": False}
     trainer = make_trainer(
-        args={**STILL, "num_generations": 8, "selector": "none", "teacher": "frozen"},
+        args={**STILL, **options, "loss_path": loss_path, "max_steps": 2},
         reward_funcs=fails_with_feedback_unless_silent,
         rollout_func=scripted(tokenizer, ("alpha one", "silent", "silent", "silent")),
     )
@@ -204,7 +217,7 @@ def test_defect_14_inactive_rows_pay_no_forward(make_trainer: Any, tokenizer: An
         mask = kwargs["attention_mask"]
         read.append((mask.size(0), int(mask.sum()), torch.is_grad_enabled()))
 
-    trainer.model.register_forward_pre_hook(count, with_kwargs=True)
+    count_from_the_second_step(trainer, count, read)
     trainer.train()
     rows = [row for row in buffered_rows(trainer) if row["active"]]
     assert len(rows) == 2
@@ -219,16 +232,17 @@ def test_defect_14_inactive_rows_pay_no_forward(make_trainer: Any, tokenizer: An
     assert teacher == [(2, tokens("teacher"))]
 
 
-def test_defect_14_a_batch_without_active_rows_costs_two_tokens(make_trainer: Any, tokenizer: Any) -> None:
+@pytest.mark.parametrize("loss_path", ["fused", "logits"])
+def test_defect_14_a_batch_without_active_rows_costs_two_tokens(
+    make_trainer: Any, tokenizer: Any, loss_path: str
+) -> None:
     trainer = make_trainer(
-        args=STILL,
+        args={**STILL, "loss_path": loss_path, "max_steps": 2},
         reward_funcs=fails_with_feedback_unless_silent,
         rollout_func=scripted(tokenizer, ("silent",)),
     )
     read: list[int] = []
-    trainer.model.register_forward_pre_hook(
-        lambda module, args, kwargs: read.append(kwargs["input_ids"].numel()), with_kwargs=True
-    )
+    count_from_the_second_step(trainer, lambda module, args, kwargs: read.append(kwargs["input_ids"].numel()), read)
     seen = watch_gradients(trainer)
     trainer.train()
     assert read == [2]

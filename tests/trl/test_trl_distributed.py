@@ -243,11 +243,19 @@ def test_the_teacher_answers_on_all_ranks_although_one_has_nothing_active() -> N
 FSDP2 = [{"reshard_after_forward": True}, {"reshard_after_forward": False}]
 
 
+LOSSES: dict[str, dict[str, Any]] = {
+    "fused": {"loss_path": "fused"},
+    "logits": {"loss_path": "logits"},
+    "hybrid": {"loss_path": "fused", "grpo_weight": 0.5, "loss_type": "dapo"},
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=str)
 @pytest.mark.parametrize("fsdp2", FSDP2, ids=["reshard", "keep"])
 @pytest.mark.parametrize("rule", ["mixed", "alternating"])
-def test_fsdp2_learns_as_one_process_does(rule: str, fsdp2: dict[str, Any]) -> None:
+def test_fsdp2_learns_as_one_process_does(rule: str, fsdp2: dict[str, Any], loss: str) -> None:
     # Each generation twice: then a pass without gradient goes before the loss, and leaves weights gathered.
-    args = {"max_steps": 6, "num_iterations": 2, "teacher_update_rate": RATE}
+    args = {"max_steps": 6, "num_iterations": 2, "teacher_update_rate": RATE, **LOSSES[loss]}
     results = two_ranks(args, rule=rule, fsdp2=fsdp2)
     alone = train(args, rule=rule)
     for result in results:

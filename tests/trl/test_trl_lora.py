@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
+from scored_teacher import both_teacher_logits
 from sdpo_plugins.errors import TeacherError
 from sdpo_plugins.teacher import local_tensors
 from sdpo_trl import SDPOTrainer
@@ -57,7 +58,7 @@ def sequences() -> Sequences:
 
 
 def teacher_logits(trainer: SDPOTrainer) -> torch.Tensor:
-    return trainer._distiller._teacher_logits(trainer.model, sequences(), True)
+    return both_teacher_logits(trainer, sequences())
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from scored_teacher import both_teacher_logits
 from sdpo_plugins.embedded import checkpoint_path
 from sdpo_trl import SDPOTrainer
 from sdpo_trl.forward import Sequences
@@ -58,7 +59,7 @@ def sequences(trainer: SDPOTrainer, rows: int = 3) -> Sequences:
 
 
 def teacher_logits(trainer: SDPOTrainer, inputs: Sequences) -> torch.Tensor:
-    return trainer._distiller._teacher_logits(trainer.model, inputs, True)
+    return both_teacher_logits(trainer, inputs)
 
 
 @torch.no_grad()

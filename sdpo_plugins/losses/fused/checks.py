@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from sdpo_plugins.losses.fused.head import LMHead
 __all__ = ["check_rows", "check_token_ids", "explain_rows"]
 
 
-def check_rows(name: str, hidden: Tensor, head: LMHead, most: int | None) -> None:
+def check_rows(name: str, hidden: Tensor, head: LMHead, most: int) -> None:
     """Raise DataError unless `hidden` is `[N, H]` for this head, with the number of rows that is wanted."""
     if hidden.dim() != 2 or not hidden.is_floating_point():
         raise DataError(
@@ -26,7 +27,7 @@ def check_rows(name: str, hidden: Tensor, head: LMHead, most: int | None) -> Non
             f"[V, H] = {[head.vocabulary, head.width]}. Pass the last hidden states (after the final norm) of the "
             "model that the head belongs to."
         )
-    if most is None or hidden.shape[0] != most:
+    if hidden.shape[0] != most:
         raise DataError(f"`{name}` must have one row for each of the {most} tokens, got {hidden.shape[0]}.")
     if hidden.device != head.weight.device:
         raise DataError(f"`{name}` lies on {hidden.device}, its head on {head.weight.device}. Move one to the other.")
@@ -47,8 +48,8 @@ def check_token_ids(token_ids: Tensor, head: LMHead) -> None:
 
 def explain_rows(
     values: Sequence[tuple[Tensor, Tensor | None]],
-    hidden: Mapping[str, Tensor],
-    per_row: Mapping[str, Tensor | None],
+    hidden: Sequence[tuple[str, Tensor]],
+    per_row: Sequence[tuple[str, Any]],
     place: Callable[[int], str],
 ) -> DataError:
     """Find out why a fused loss is not finite.
@@ -56,13 +57,13 @@ def explain_rows(
     Args:
         values: Log-probs and token losses of each chunk.
         hidden: Named `[N, H]` hidden states.
-        per_row: Named `[N]` inputs.
+        per_row: Named `[N]` inputs; what is no tensor is passed over.
         place: Names a row.
 
     Returns:
         The error to raise; it names tensor and row.
     """
-    for name, states in hidden.items():
+    for name, states in hidden:
         bad = (~torch.isfinite(states)).any(-1).nonzero()
         if bad.numel():
             row = int(bad[0])
@@ -72,8 +73,8 @@ def explain_rows(
                 f"{states.shape[1]}. Look for an overflow in the model (float16?), a too large learning rate, or a "
                 "corrupt checkpoint."
             )
-    for name, numbers in per_row.items():
-        if numbers is not None and not bool(torch.isfinite(numbers).all()):
+    for name, numbers in per_row:
+        if isinstance(numbers, Tensor) and not bool(torch.isfinite(numbers).all()):
             row = int((~torch.isfinite(numbers)).nonzero()[0])
             return DataError(
                 f"`{name}` must be finite at active tokens, got {numbers[row].item()} in {place(row)}. Check what the "

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from sdpo_plugins.losses.support import LogProbPair, add_tail, renormalize, top_
 if TYPE_CHECKING:
     from sdpo_plugins.config import SDPOConfig
 
-__all__ = ["ChunkResult", "TeacherRows", "Workspace", "chunk_of", "is_sparse", "row_bytes"]
+__all__ = ["ChunkResult", "TeacherRows", "Workspace", "chunk_of", "is_sparse"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ class TeacherRows:
             inside = (ids >= block.start) & (ids < block.stop)
             found = part.gather(-1, (ids - block.start).clamp_(0, part.shape[1] - 1))
             picked = torch.where(inside, found, picked)
+            # Or it would still be there while the next block is computed.
+            del part
         return floor_log_probs(picked - running.value.unsqueeze(-1))
 
     def _mixed(self, outputs: Sequence[Tensor]) -> Tensor:
@@ -126,21 +128,6 @@ def is_sparse(config: SDPOConfig, objective: Objective) -> bool:
     return within and not config.distillation_add_tail and not objective.terms
 
 
-def row_bytes(config: SDPOConfig, student: Projection, passes: int, distilled: bool, own_divergence: bool) -> int:
-    """Return the working memory of one row in bytes, for the choice of the chunk."""
-    vocabulary = student.head.vocabulary
-    item = torch.empty((), dtype=student.wide).element_size()
-    whole = 1 if student.head.soft_cap is None else 2
-    entries = 1
-    if distilled and config.full_logit_distillation:
-        if config.distillation_topk is None:
-            whole += 1 if own_divergence else 8
-        else:
-            entries = min(config.distillation_topk, vocabulary) + 1
-            whole += config.topk_support == "teacher"
-    return vocabulary * item * whole + entries * item * 24 + (passes + 2) * student.head.width * item
-
-
 def chunk_of(
     objective: Objective,
     student: Projection,
@@ -176,7 +163,7 @@ def chunk_of(
         dense = None
         if gradient:
             dense = logits.mul_(student.slope if slope is None else slope)
-        return ChunkResult(full.loss, full.log_probs, full.entropies, full.tokens, dense)
+        return ChunkResult(full.loss, full.log_probs, full.entropies, _kept(full.tokens), dense)
     token = token_ids.unsqueeze(-1)
     return _gathered(objective, student, logits, slope, token, rows, teacher, space, entropies, gradient)
 
@@ -241,7 +228,7 @@ def _gathered(
             loss = loss + part
         if gradient:
             (upstream,) = objective.gradients(loss, leaf)
-    result = ChunkResult(loss.detach(), log_probs.detach(), entropy, tokens)
+    result = ChunkResult(loss.detach(), log_probs.detach().clone(), entropy, None if tokens is None else _kept(tokens))
     if not gradient:
         return result
     entries = upstream * slope_at_ids
@@ -259,3 +246,12 @@ def _gathered(
     logits.mul_(factor.unsqueeze(-1))
     result.dense = logits.scatter_add_(-1, ids, entries)
     return result
+
+
+def _kept(tokens: TokenLosses) -> TokenLosses:
+    """Copy the rows' values: as views they would keep the chunk's K entries and its graph until the last chunk."""
+    copies: dict[str, Any] = {}
+    for item in fields(TokenLosses):
+        value = getattr(tokens, item.name)
+        copies[item.name] = None if value is None else value.detach().clone()
+    return TokenLosses(**copies)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sdpo_plugins.losses.divergences import LOG_PROB_FLOOR, floor_log_probs, jsd_alpha
 from sdpo_plugins.losses.fused.objective import Objective
-from sdpo_plugins.losses.fused.softmax import column_blocks, row_dot, row_normalizer
+from sdpo_plugins.losses.fused.softmax import cache_blocks, row_dot, row_normalizer
 from sdpo_plugins.losses.sdpo import TokenLosses, resolve_divergence
 from sdpo_plugins.losses.support import LogProbPair
 
@@ -85,6 +85,8 @@ def full_vocabulary(
         return result
     if alpha is None:
         (slope,) = torch.autograd.grad(graph, leaf, per_divergence)
+        # A floored entry is a constant.
+        slope = slope.masked_fill(leaf.detach() <= LOG_PROB_FLOOR, 0.0)
         total, per_divergence = slope.sum(-1), torch.ones_like(per_divergence)
         torch.exp(student, out=teacher)
         student.copy_(slope)
@@ -100,7 +102,7 @@ def _in_blocks(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Turn logits into u (`student`) and S (`teacher`); return the divergence, Σu and the entropy of each row."""
     value, total, entropy = (torch.zeros_like(student[:, 0]) for _ in range(3))
-    for block in column_blocks(student):
+    for block in cache_blocks(student):
         log_s = student[:, block].sub_(student_norm).clamp_(min=LOG_PROB_FLOOR)
         log_t = teacher[:, block].sub_(teacher_norm).clamp_(min=LOG_PROB_FLOOR)
         s, t = log_s.exp(), log_t.exp()

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from sdpo_plugins.losses.divergences import jsd_alpha
 from sdpo_plugins.losses.fused.budget import chunk_rows
-from sdpo_plugins.losses.fused.chunk import ChunkResult, TeacherRows, Workspace, chunk_of, row_bytes
+from sdpo_plugins.losses.fused.chunk import ChunkResult, TeacherRows, Workspace, chunk_of, is_sparse
+from sdpo_plugins.losses.fused.footprint import chunk_bytes
 from sdpo_plugins.losses.fused.head import LMHead
 from sdpo_plugins.losses.fused.matmul import Projection, product_dtype
 from sdpo_plugins.losses.fused.objective import Objective
 from sdpo_plugins.losses.sdpo import resolve_divergence
 
-__all__ = ["FusedPass", "TeacherSide", "run_fused"]
+__all__ = ["FusedPass", "TeacherSide", "never_compiled", "run_fused"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -69,10 +74,33 @@ class FusedPass:
         passes = 0 if self.teacher is None else len(self.teacher.heads)
         for start, stop in ((0, self.distilled), (self.distilled, self.token_ids.shape[0])):
             if stop > start:
-                size = row_bytes(config, student, passes, start < self.distilled, own)
-                step = self.rows_per_chunk or chunk_rows(stop - start, size, self.chunk_memory_mb, device)
+                size_of = partial(
+                    chunk_bytes,
+                    config=config,
+                    student=student,
+                    passes=passes,
+                    distilled=start < self.distilled,
+                    own_divergence=own,
+                    sparse=is_sparse(config, self.objective),
+                )
+                step = self.rows_per_chunk or chunk_rows(stop - start, size_of, self.chunk_memory_mb, device)
                 cuts += [slice(at, min(at + step, stop)) for at in range(start, stop, step)]
         return cuts
+
+
+def never_compiled(function: Function) -> Function:
+    """Have `torch.compile` call a function as it is: its chunks depend on the data, and it computes its own gradients.
+
+    Unlike `torch.compiler.disable`, which does the same, it does not import the compiler where nobody compiles.
+    """
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            return function(*arguments, **options)
+        return torch.compiler.disable(function)(*arguments, **options)
+
+    return cast(Function, call)
 
 
 def run_fused(work: FusedPass, hidden: Tensor) -> Tensor:
@@ -88,8 +116,11 @@ class _Fused(torch.autograd.Function):
         dtype = product_dtype(hidden, weight)
         with torch.autocast(hidden.device.type, enabled=False):
             loss, gradients = _all_chunks(hidden, work, dtype, needs)
+        inputs = (hidden, weight, bias)
         ctx.save_for_backward(*[g for g in gradients if g is not None])
-        ctx.places = [g is not None for g in gradients]
+        ctx.dtypes = [
+            t.dtype if t is not None and g is not None else None for t, g in zip(inputs, gradients, strict=True)
+        ]
         ctx.spent = False
         return loss
 
@@ -107,9 +138,11 @@ class _Fused(torch.autograd.Function):
         # Reading the factor on a GPU would wait for it; on a CPU it saves a pass over the head's gradient.
         scale = factor.device.type != "cpu" or float(factor) != 1.0
         found: list[Tensor | None] = []
-        for present in ctx.places:
-            gradient = saved.pop(0) if present else None
-            found.append(gradient.mul_(factor) if gradient is not None and scale else gradient)
+        for dtype in ctx.dtypes:
+            gradient = None if dtype is None else saved.pop(0)
+            if gradient is not None:
+                gradient = (gradient.mul_(factor) if scale else gradient).to(dtype)
+            found.append(gradient)
         return (*found, None, None)
 
 
@@ -117,10 +150,9 @@ def _all_chunks(
     hidden: Tensor, work: FusedPass, dtype: torch.dtype, needs: Sequence[bool]
 ) -> tuple[Tensor, list[Tensor | None]]:
     student = Projection(work.head, dtype, work.temperature)
-    # float16 would flush a mean's small gradients to 0: the products run on N times them, the sums are scaled back.
-    unit = float(max(1, work.token_ids.shape[0])) if dtype == torch.float16 else 1.0
+    unit = _unit(work.objective.weights, work.token_ids.shape[0]) if dtype == torch.float16 else None
     wide, device = student.wide, hidden.device
-    hidden_gradient = torch.zeros_like(hidden) if needs[0] else None
+    hidden_gradient = torch.zeros_like(hidden, dtype=_kept_as(hidden.dtype)) if needs[0] else None
     weight_gradient = None
     if needs[1]:
         weight_gradient = torch.zeros(work.head.weight.shape, dtype=wide, device=device)
@@ -149,18 +181,20 @@ def _all_chunks(
         )
         loss += result.loss
         if result.sparse is not None:
-            ids, values = result.sparse[0], result.sparse[1] * unit
+            ids, values = result.sparse
+            if unit is not None:
+                values = values * unit
             if hidden_gradient is not None:
-                hidden_gradient[rows] = student.sparse_hidden_gradient(ids, values) / unit
+                hidden_gradient[rows] = _over(student.sparse_hidden_gradient(ids, values), unit)
             if weight_gradient is not None:
                 student.add_sparse_weight_gradient(weight_gradient, ids, values, states)
             if bias_gradient is not None:
                 bias_gradient.index_add_(0, ids.reshape(-1), values.reshape(-1))
         elif result.dense is not None:
-            if unit != 1.0:
+            if unit is not None:
                 result.dense.mul_(unit)
             if hidden_gradient is not None:
-                hidden_gradient[rows] = (student.hidden_gradient(result.dense) / unit).to(hidden.dtype)
+                hidden_gradient[rows] = _over(student.hidden_gradient(result.dense), unit)
             if weight_gradient is not None:
                 student.add_weight_gradient(weight_gradient, result.dense, states)
             if bias_gradient is not None:
@@ -168,7 +202,24 @@ def _all_chunks(
         result.dense = result.sparse = None
         work.results.append(result)
     if weight_gradient is not None:
-        weight_gradient = (weight_gradient.div_(unit) if unit != 1.0 else weight_gradient).to(work.head.weight.dtype)
+        weight_gradient = _over(weight_gradient, unit).to(_kept_as(work.head.weight.dtype))
     if bias_gradient is not None and work.head.bias is not None:
-        bias_gradient = (bias_gradient / unit).to(work.head.bias.dtype)
+        bias_gradient = _over(bias_gradient, unit).to(_kept_as(work.head.bias.dtype))
     return loss, [hidden_gradient, weight_gradient, bias_gradient]
+
+
+def _kept_as(dtype: torch.dtype) -> torch.dtype:
+    """Type in which a gradient waits for the backward pass: a loss scale comes too late for what float16 flushed."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+def _unit(weights: Tensor, rows: int) -> Tensor:
+    """Return what float16 products run on multiples of: a mean's gradients are too small for its exponents."""
+    if not weights.numel():
+        return torch.full((), float(max(1, rows)), device=weights.device)
+    largest = weights.abs().amax().to(torch.float32)
+    return torch.where(largest > 0, largest.clamp(min=1e-30), torch.ones_like(largest)).reciprocal()
+
+
+def _over(gradient: Tensor, unit: Tensor | None) -> Tensor:
+    return gradient if unit is None else gradient.div_(unit)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdpo_plugins.losses.divergences import accumulation_dtype
+from sdpo_plugins.losses.fused.budget import gathered_rows
 from sdpo_plugins.losses.fused.head import LMHead
 
-__all__ = ["Projection", "blocks", "product_dtype"]
+__all__ = ["PRODUCT_COLUMNS", "Projection", "blocks", "product_dtype"]
 
-_BLOCK_COLUMNS = 16384
-_GATHERED_ELEMENTS = 1 << 23
+PRODUCT_COLUMNS = 16384
 
 
 def product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
@@ -57,7 +57,7 @@ class Projection:
         if self.dtype == self.wide:
             torch.mm(hidden, self.weight.t(), out=out)
         else:
-            for block in blocks(self.head.vocabulary, _BLOCK_COLUMNS):
+            for block in blocks(self.head.vocabulary, PRODUCT_COLUMNS):
                 out[:, block] = self._product(hidden, self.weight[block].t())
         return self._finish_in_place(out, self.bias, keep_slope=True)
 
@@ -94,7 +94,7 @@ class Projection:
         if self.dtype == self.wide:
             return logit_gradient @ self.weight
         total = torch.zeros(logit_gradient.shape[0], self.head.width, dtype=self.wide, device=logit_gradient.device)
-        for block in blocks(self.head.vocabulary, _BLOCK_COLUMNS):
+        for block in blocks(self.head.vocabulary, PRODUCT_COLUMNS):
             total += self._product(logit_gradient[:, block].to(self.dtype), self.weight[block])
         return total
 
@@ -103,16 +103,14 @@ class Projection:
         if self.dtype == self.wide:
             total.addmm_(logit_gradient.t(), hidden)
             return
-        for block in blocks(self.head.vocabulary, _BLOCK_COLUMNS):
+        for block in blocks(self.head.vocabulary, PRODUCT_COLUMNS):
             total[block] += self._product(logit_gradient[:, block].to(self.dtype).t(), hidden)
 
     def sparse_hidden_gradient(self, ids: Tensor, gradient: Tensor) -> Tensor:
         """Return G·W where G has only the entries `gradient [n, K]` at `ids [n, K]`."""
-        result = torch.empty(ids.shape[0], self.head.width, dtype=self.wide, device=ids.device)
-        for part in self._gathers(*ids.shape):
-            weights = self.weight[ids[part].reshape(-1)].view(-1, ids.shape[1], self.head.width)
-            result[part] = torch.bmm(gradient[part].unsqueeze(1).to(self.dtype), weights).squeeze(1).to(self.wide)
-        return result
+        weights = gradient.to(self.dtype)
+        result = nn.functional.embedding_bag(ids, self.weight, per_sample_weights=weights, mode="sum")
+        return result.to(self.wide)
 
     def add_sparse_weight_gradient(self, total: Tensor, ids: Tensor, gradient: Tensor, hidden: Tensor) -> None:
         """Add Gᵀ·h for the same sparse G, in place; rows of `total` that no id names stay untouched."""
@@ -121,7 +119,8 @@ class Projection:
             total.index_add_(0, ids[part].reshape(-1), outer.view(-1, self.head.width))
 
     def _gathers(self, rows: int, entries: int) -> Iterator[slice]:
-        return blocks(rows, max(1, _GATHERED_ELEMENTS // (entries * self.head.width)))
+        size = entries * self.head.width * torch.empty((), dtype=self.wide).element_size()
+        return blocks(rows, gathered_rows(size, self.weight.device.type))
 
     def _product(self, left: Tensor, right: Tensor) -> Tensor:
         if self.dtype == self.wide:
@@ -139,6 +138,6 @@ class Projection:
                 raw.mul_(self.slope)
             return None
         raw.mul_(self.head.scale / self.head.soft_cap).tanh_()
-        slope = (1.0 - raw.square()).mul_(self.slope) if keep_slope else None
+        slope = raw.square().neg_().add_(1.0).mul_(self.slope) if keep_slope else None
         raw.mul_(self.head.soft_cap / self.temperature)
         return slope

@@ -125,5 +125,6 @@ class Objective:
 
     def gradients(self, scalar: Tensor, *leaves: Tensor) -> list[Tensor]:
         """Return ∂scalar/∂leaf, zeros where a leaf plays no part."""
-        found = torch.autograd.grad(scalar, leaves, allow_unused=True)
+        # Rows without a teacher and without a term have nothing to differentiate.
+        found = torch.autograd.grad(scalar, leaves, allow_unused=True) if scalar.requires_grad else [None] * len(leaves)
         return [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True)]

@@ -6,15 +6,22 @@ import torch
 from torch import Tensor
 
 from sdpo_plugins.losses.divergences import LOG_PROB_FLOOR
-from sdpo_plugins.losses.fused.budget import vocabulary_block
+from sdpo_plugins.losses.fused.budget import product_block, vocabulary_block
 from sdpo_plugins.losses.fused.matmul import blocks
 
-__all__ = ["RunningNormalizer", "column_blocks", "exp_in_place", "row_dot", "row_normalizer"]
+__all__ = ["RunningNormalizer", "cache_blocks", "column_blocks", "exp_in_place", "row_dot", "row_normalizer"]
 
 
 def column_blocks(logits: Tensor) -> list[slice]:
-    """Cut the columns of a chunk `[n, V]` into blocks that fit into a cache."""
-    return list(blocks(logits.shape[1], vocabulary_block(logits.shape[0], logits.shape[1], logits.element_size())))
+    """Cut the columns of a chunk `[n, V]` into blocks that are wide enough for matrix products."""
+    rows, width = logits.shape
+    return list(blocks(width, product_block(rows, width, logits.element_size(), logits.device.type)))
+
+
+def cache_blocks(logits: Tensor) -> list[slice]:
+    """Cut the columns of a chunk `[n, V]` into blocks that a cache holds, for work entry by entry."""
+    rows, width = logits.shape
+    return list(blocks(width, vocabulary_block(rows, width, logits.element_size(), logits.device.type)))
 
 
 def row_dot(left: Tensor, right: Tensor) -> Tensor:
@@ -31,6 +38,10 @@ class RunningNormalizer:
 
     def add(self, block: Tensor) -> None:
         """Count some columns `[n, v]`."""
+        for part in cache_blocks(block):
+            self._add(block[:, part])
+
+    def _add(self, block: Tensor) -> None:
         largest = torch.maximum(self.largest, block.amax(-1))
         # A row of −inf alone so far: any finite shift will do, and −inf − 0 stays −inf.
         shift = torch.where(torch.isneginf(largest), torch.zeros_like(largest), largest)
@@ -46,8 +57,7 @@ class RunningNormalizer:
 def row_normalizer(logits: Tensor) -> Tensor:
     """Return log Σ_v exp(logit_v) of each row of `[n, V]`; NaN where a row holds NaN or +inf."""
     running = RunningNormalizer(logits[:, 0])
-    for block in column_blocks(logits):
-        running.add(logits[:, block])
+    running.add(logits)
     return running.value
 
 
@@ -64,7 +74,7 @@ def exp_in_place(logits: Tensor, entropies: bool) -> tuple[Tensor, Tensor, Tenso
     largest = logits.amax(-1, keepdim=True)
     total = torch.zeros_like(largest[:, 0])
     moment = torch.zeros_like(total)
-    for block in column_blocks(logits):
+    for block in cache_blocks(logits):
         part = logits[:, block].sub_(largest)
         if entropies:
             # −inf would make 0·(−inf); an entry this small has probability 0 in any float.
