@@ -10,7 +10,7 @@ TRL_EVERYWHERE := $(addprefix tests/trl/test_trl_,loss.py rewards.py teachers.py
 DOC_EXAMPLES := --doctest-modules --markdown-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-trl-oldest test-fast lint format clean env-trl
+.PHONY: help demo test test-trl-oldest test-fast bench lint format clean env-trl
 
 help: ## Say what there is
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test-trl-oldest: ## What must hold on every supported TRL, on the oldest one
 
 test-fast: env-trl ## The core's quick tests only
 	@$(TRL)/python -m pytest -m "not slow" tests/core
+
+bench: env-trl ## Memory and time of the loss and of a step, beside other implementations (BENCH=--quick for a try)
+	@$(TRL)/python -m benchmarks $(BENCH)
 
 lint: env-trl ## Style and types
 	@echo "ruff" && $(TRL)/ruff check . && $(TRL)/ruff format --check .

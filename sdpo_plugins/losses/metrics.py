@@ -63,8 +63,9 @@ def loss_metrics(tokens: TokenLosses, mask: Tensor, config: SDPOConfig) -> dict[
         gap = tokens.teacher_log_probs - tokens.student_log_probs
         found["teacher_student_gap"] = mean(gap)
         found["teacher_student_gap_abs"] = mean(gap.abs())
-    if tokens.student_mass is not None and tokens.teacher_mass is not None:
+    if tokens.student_mass is not None:
         found["student_topk_mass"] = mean(tokens.student_mass)
+    if tokens.teacher_mass is not None:
         found["teacher_topk_mass"] = mean(tokens.teacher_mass)
     if tokens.importance_ratio is not None and config.is_clip is not None:
         found["importance_ratio"] = mean(tokens.importance_ratio)

@@ -118,9 +118,13 @@ def fused_row_losses(
             f"belongs to, got {distilled}."
         )
     if distilled:
+        if weights is None:
+            raise DataError(
+                "`weights` must be given where there is a teacher: what each row's loss counts, see `row_weights`."
+            )
         check_same_shape(
             torch.Size([distilled]),
-            weights=torch.empty(0) if weights is None else weights,
+            weights=weights,
             old_log_probs=old_log_probs,
             rollout_is_weights=rollout_is_weights,
         )
