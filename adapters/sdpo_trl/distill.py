@@ -138,6 +138,9 @@ class Distiller:
             return "the load-balancing loss of its experts comes with the logits"
         if hasattr(module, "_orig_mod"):
             return "it is compiled as a whole by torch.compile"
+        if any(hasattr(parameter, "ds_tensor") for parameter in module.parameters()):
+            # Also where the head happens to be whole: ranks must call the same modules in the same order.
+            return "ZeRO-3 gathers a head only for a call of its own module"
         try:
             split = split_model(module)
         except HeadNotFound as reason:
