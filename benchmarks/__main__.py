@@ -47,15 +47,15 @@ def measure(
     if "loss" in parts:
         rows = loss.run_loss(QUICK if quick else Shape(), turns, threads=threads, tell=_tell)
         results["loss"] = [asdict(row) for row in rows]
-        _show("The loss, forward and backward with the head", report.loss_report(rows))
+        _show("The loss, forward and backward with the head", report.loss_report(rows, not quick))
     if "growth" in parts:
         found = growth.run_growth(QUICK if quick else GROWTH, threads=threads, tell=_tell)
         results["growth"] = [asdict(one) for one in found]
-        _show("How the peak grows", report.growth_report(found, growth.CHUNK_MB))
+        _show("How the peak grows", report.growth_report(found, growth.CHUNK_MB, not quick))
     if "step" in parts:
         steps = step.run_steps(QUICK_STEP if quick else step.StepShape(), threads=threads, tell=_tell)
         results["step"] = steps
-        _show("A whole training step, generation left out", report.step_report(steps))
+        _show("A whole training step, generation left out", report.step_report(steps, not quick))
     if "cuda" in parts:
         results["cuda"] = cuda.run_cuda(tell=_tell)
         _show("On a GPU", report.cuda_report(results["cuda"]))
@@ -68,8 +68,9 @@ def machine(threads: int | None) -> str:
     """Return what the figures were measured on, in one line."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     used = threads or torch.get_num_threads()
+    plural = "" if used == 1 else "s"
     return (
-        f"{os.cpu_count()} CPU cores ({platform.machine()}), {used} thread{'s' if used > 1 else ''}, {gpu}, "
+        f"{os.cpu_count()} CPU cores ({platform.machine()}), {used} thread{plural}, {gpu}, "
         f"torch {torch.__version__}, Python {platform.python_version()}"
     )
 

@@ -79,7 +79,7 @@ def loss_targets(rows: Iterable[Row]) -> list[Target]:
     ]
 
 
-def loss_report(rows: Sequence[Row]) -> str:
+def loss_report(rows: Sequence[Row], aims: bool = True) -> str:
     """Return the tables of the loss, one line for each method, with ratios to TRL's."""
     base = {row.objective: row.values for row in rows if row.method == f"trl_{row.objective}" and not row.masked}
     lines = ["| objective | method | CPU s | to TRL | peak MiB | to TRL |", "|---|---|---:|---:|---:|---:|"]
@@ -92,7 +92,7 @@ def loss_report(rows: Sequence[Row]) -> str:
         for figure, digits in (("cpu_seconds", 1), ("peak_mb", 0)):
             cells += [_number(row.values[figure], digits), _times(_ratio(row.values[figure], trl.get(figure)))]
         lines.append(f"| {name} | {row.label} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", _targets(loss_targets(rows))])
+    return "\n".join([*lines, *_targets(loss_targets(rows), aims)])
 
 
 def growth_targets(found: Iterable[Growth], chunk_mb: float) -> list[Target]:
@@ -111,7 +111,7 @@ def growth_targets(found: Iterable[Growth], chunk_mb: float) -> list[Target]:
     return targets
 
 
-def growth_report(found: Sequence[Growth], chunk_mb: float) -> str:
+def growth_report(found: Sequence[Growth], chunk_mb: float, aims: bool = True) -> str:
     """Return how peaks grow."""
     lines = [
         "| method | what grows | from | to | peak MiB from | to | growth | of it kept in any case |",
@@ -120,10 +120,10 @@ def growth_report(found: Sequence[Growth], chunk_mb: float) -> str:
     for growth in found:
         peaks = [_number(peak, 0) for peak in (*growth.peaks_mb, growth.growth_mb, growth.unavoidable_mb)]
         lines.append(f"| {growth.label} | {growth.size} | {growth.small} | {growth.large} | {' | '.join(peaks)} |")
-    return "\n".join([*lines, "", _targets(growth_targets(found, chunk_mb))])
+    return "\n".join([*lines, *_targets(growth_targets(found, chunk_mb), aims)])
 
 
-def step_report(found: Mapping[str, Mapping[str, Any]]) -> str:
+def step_report(found: Mapping[str, Mapping[str, Any]], aims: bool = True) -> str:
     """Return the table of whole steps, with ratios to TRL's SDPO."""
     trl = found.get("trl", {})
     lines = [
@@ -139,10 +139,10 @@ def step_report(found: Mapping[str, Mapping[str, Any]]) -> str:
         lines.append(f"| {TRAINERS[name]} | {' | '.join(cells)} |")
     time, peak = (_ratio(found.get("ours", {}).get(figure), trl.get(figure)) for figure in ("cpu_seconds", "peak_mb"))
     targets = [Target("a step, CPU time to TRL's SDPO", time, 1.0), Target("a step, peak to TRL's SDPO", peak, 1.0)]
-    return "\n".join([*lines, "", _targets(targets)])
+    return "\n".join([*lines, *_targets(targets, aims)])
 
 
-def cuda_report(found: Mapping[str, Any] | None) -> str:
+def cuda_report(found: Mapping[str, Any] | None, aims: bool = True) -> str:
     """Return the tables of a GPU."""
     if found is None:
         return "This machine has no CUDA device: nothing of this part was measured."
@@ -159,11 +159,14 @@ def cuda_report(found: Mapping[str, Any] | None) -> str:
         Target("fused loss, share of the speed of a large matrix product", found["roofline"], 0.6, at_least=True),
         Target("fused loss, peak net of the head's gradient, to logits'", found["net_ratio"], 0.2),
     ]
-    return "\n".join([*lines, "", _targets(targets)])
+    return "\n".join([*lines, *_targets(targets, aims)])
 
 
-def _targets(targets: Iterable[Target]) -> str:
-    return "\n".join(["| aim | limit | measured | |", "|---|---:|---:|---|", *(target.line() for target in targets)])
+def _targets(targets: Iterable[Target], aims: bool) -> list[str]:
+    """Return the table of aims; they are for the full sizes, so a quick look has none."""
+    if not aims:
+        return []
+    return ["", "| aim | limit | measured | |", "|---|---:|---:|---|", *(target.line() for target in targets)]
 
 
 def _ratio(value: float | None, base: float | None) -> float | None:

@@ -6,6 +6,7 @@ import torch
 from fused_cases import MODES, assert_same, draw, fused, gradients, on, plain, relative_error
 from sdpo_plugins.losses import active_mask, fused_row_losses, loss_denominator, per_token_losses
 from sdpo_plugins.losses import support as support_module
+from sdpo_plugins.losses.fused import budget
 from sdpo_plugins.losses.fused.budget import vocabulary_block
 
 INF = float("inf")
@@ -82,9 +83,10 @@ def test_weird_shapes(mode, shape):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_vocabularies_of_several_blocks(mode):
-    """The softmax of a large vocabulary runs over blocks of columns; one block would hide a seam."""
+def test_vocabularies_of_several_blocks(mode, monkeypatch):
+    """A large vocabulary is worked on in blocks of columns; one block would hide a seam."""
     rows, size = 40, 40_000
+    monkeypatch.setitem(budget._PRODUCT_BYTES, "cpu", 1 << 20)
     assert vocabulary_block(rows, size, 8) < size
     case = draw(1, rows, size, 2).with_(mask=torch.ones(1, rows))
     assert_same(fused(case, MODES[mode]), plain(case, MODES[mode]), 1e-9)

@@ -210,11 +210,12 @@ def test_metrics_are_those_of_all_ranks() -> None:
     args = {"max_steps": 3, "max_reprompt_len": 44, "teacher_update_rate": RATE}
     first, second = two_ranks(args)
     alone = train(args)
-    timing = ("time", "second", "runtime")
+    # Fewer prompts at a time have less in common.
+    by_cut = ("time", "second", "runtime", "prefix_saved_fraction")
     for mine, theirs, whole in zip(steps(first), steps(second), steps(alone), strict=True):
         assert mine.keys() == theirs.keys() == whole.keys()
         for name, value in mine.items():
-            if not any(word in name for word in timing):
+            if not any(word in name for word in by_cut):
                 assert value == theirs[name] or (math.isnan(value) and math.isnan(theirs[name])), name
                 assert value == pytest.approx(whole[name], rel=1e-4, abs=1e-6, nan_ok=True), name
     assert any(row["self_distillation/truncated_fraction"] not in (0.0, 1.0) for row in steps(alone))
