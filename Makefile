@@ -7,10 +7,12 @@ TRL := .venvs/trl/bin
 # What holds on every supported TRL; the other tests of the adapter use features and names of the newest.
 TRL_EVERYWHERE := $(addprefix tests/trl/test_trl_,loss.py rewards.py teachers.py lora.py checkpoint.py) \
 	--deselect tests/trl/test_trl_rewards.py::test_names_are_those_that_trl_gives
+# These import verl, which has an environment of its own.
+VERL_ONLY := tests/verl tests/support/verl_cpu adapters/sdpo_verl adapters/hydra_plugins
 DOC_EXAMPLES := --doctest-modules --markdown-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-trl-oldest test-fast bench lint format clean env-trl
+.PHONY: help demo test test-trl-oldest test-verl test-fast bench lint format clean env-trl
 
 help: ## Say what there is
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,11 +21,15 @@ demo: env-trl ## Train with GRPO and with SDPO on this machine and compare them 
 	@$(TRL)/sdpo demo --seeds $(SEEDS)
 
 test: lint ## Lint, types, the examples in docstrings and documents, and every test
-	@$(TRL)/python -m pytest $(DOC_EXAMPLES) tests sdpo_plugins adapters README.md docs
+	@$(TRL)/python -m pytest $(DOC_EXAMPLES) $(addprefix --ignore=,$(VERL_ONLY)) tests sdpo_plugins adapters README.md docs
 
 test-trl-oldest: ## What must hold on every supported TRL, on the oldest one
 	@$(PYTHON) scripts/environment.py trl-oldest
 	@.venvs/trl-oldest/bin/python -m pytest $(TRL_EVERYWHERE)
+
+test-verl: ## The verl adapter's tests, on verl
+	@$(PYTHON) scripts/environment.py verl
+	@.venvs/verl/bin/python -m pytest tests/verl
 
 test-fast: env-trl ## The core's quick tests only
 	@$(TRL)/python -m pytest -m "not slow" tests/core

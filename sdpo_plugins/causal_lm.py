@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sdpo_plugins.errors import DataError
+from sdpo_plugins.inside import Opaque, run_inside
 from sdpo_plugins.losses.fused import LMHead, as_head
 
 __all__ = ["HeadNotFound", "SplitModel", "split_model", "split_problem"]
@@ -43,14 +44,34 @@ class SplitModel:
     scale: float = 1.0
     soft_cap: float | None = None
 
+    @property
+    def linear(self) -> nn.Module:
+        """The linear layer of the head; where PEFT trains a copy of it, the copy."""
+        return _plain_output(self.output)
+
     def head(self) -> LMHead:
-        """Return the head with the weights that are in the module now.
+        """Return the head with the weights that are in the module now; call it inside of a forward of `linear`.
 
         Raises:
             DataError: They lie in shards, see `LMHead`.
         """
-        plain = as_head(_plain_output(self.output))
+        plain = as_head(self.linear)
         return LMHead(plain.weight, plain.bias, self.scale, self.soft_cap)
+
+    def copy_of_head(self, hidden: Tensor) -> LMHead:
+        """Return the head's values as they are in a forward of it, for use after it, when its shards are apart again.
+
+        Args:
+            hidden: Hidden states `[..., H]`, of which one row goes in.
+        """
+
+        def forward(_: Tensor) -> Opaque:
+            head = self.head().detached()
+            bias = None if head.bias is None else head.bias.clone()
+            return Opaque(LMHead(head.weight.clone(), bias, head.scale, head.soft_cap))
+
+        copied: LMHead = run_inside(self.linear, self.linear, forward, hidden.reshape(-1, hidden.shape[-1])[:1]).value
+        return copied
 
 
 def split_model(model: nn.Module) -> SplitModel:

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from sdpo_plugins.causal_lm import HeadNotFound, SplitModel, split_model, split_problem
 from sdpo_plugins.errors import ConfigError
+from sdpo_plugins.host_term import HostTerm
+from sdpo_plugins.inside import Opaque, run_inside
 from sdpo_plugins.prefix import prefix_sharing_problem
 from sdpo_trl.forward import Sequences, completion_logits, evaluating, is_sharded
 from sdpo_trl.fused_path import FusedPath, completion_hidden
-from sdpo_trl.inside import Opaque, run_inside
 from sdpo_trl.logits_path import LogitsPath
-from sdpo_trl.micro_batch import HostTerm, MicroBatch, PathSettings, micro_batch
+from sdpo_trl.micro_batch import MicroBatch, PathSettings, micro_batch
 from sdpo_trl.window import Window
 
 __all__ = ["Distiller", "accepts_logits_to_keep"]
@@ -150,7 +151,11 @@ class Distiller:
 
             def forward() -> Opaque:
                 hidden = completion_hidden(split.body, few)
-                return Opaque(split_problem(split, logits, hidden))
+
+                def compare(states: Tensor) -> Opaque:
+                    return Opaque(split_problem(split, logits, states))
+
+                return run_inside(split.linear, split.linear, compare, hidden)
 
             problem: str | None = run_inside(module, module, forward).value
         return split if problem is None else problem

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from sdpo_plugins.causal_lm import SplitModel
+from sdpo_plugins.host_term import HostTerm
+from sdpo_plugins.inside import Opaque, loss_inside, run_inside
 from sdpo_plugins.losses import FusedRows, LinearTerm, LMHead, fused_row_losses, row_weights
 from sdpo_plugins.losses.fused import LogProbTerm
 from sdpo_plugins.prefix import hidden_behind_prefixes, plan_prefixes
 from sdpo_plugins.teacher import local_tensors
 from sdpo_trl.forward import Sequences, evaluating
-from sdpo_trl.inside import Opaque, run_inside
-from sdpo_trl.micro_batch import HostTerm, MicroBatch, PathSettings
+from sdpo_trl.micro_batch import MicroBatch, PathSettings
 from sdpo_trl.sums import loss_sums
 
 __all__ = ["FusedPath"]
@@ -83,13 +84,11 @@ class FusedPath:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         settings, config = self.settings, self.settings.config
         length = hidden.size(1)
-        states, head = hidden.reshape(-1, hidden.size(-1)), self.split.head()
         active = batch.rows_of(batch.active_mask, length) != 0
         everything = batch.rows_of(batch.mask, length) != 0
         beside = everything & ~active if settings.beta != 0.0 or host is not None else torch.zeros_like(active)
         first, rest = (part.reshape(-1).nonzero().squeeze(1) for part in (active, beside))
         tokens = torch.cat([first, rest])
-        states = states.index_select(0, tokens)
         ids = batch.column("completion_ids", length)[tokens]
         weights = row_weights(
             batch.active_mask,
@@ -104,28 +103,36 @@ class FusedPath:
         sums: dict[str, Tensor] = {}
         if settings.beta != 0.0:
             terms.append(self._reference_kl(batch, tokens, length, like=hidden))
-        correction = torch.zeros((), device=hidden.device)
-        if host is not None:
-            linear, correction = self._host_term(states, head, ids, tokens, batch, host, length, common)
-            terms.append(linear)
         scored = batch.teacher_rows_of(batch.active_mask, batch.behind.completion_ids.size(1)).reshape(-1).nonzero()
-        found = fused_row_losses(
-            states,
-            head,
-            [part.reshape(-1, part.size(-1))[scored.squeeze(1)] for part in teacher.hidden] if first.numel() else None,
-            teacher.heads,
-            ids,
-            weights,
-            config,
-            old_log_probs=batch.optional_column("old_per_token_logps", length, first),
-            rollout_is_weights=batch.optional_column("importance_sampling_ratio", length, first),
-            terms=terms,
-            divergence=settings.divergence,
-            teacher_shares=teacher.shares,
-            entropies=True,
-            place=lambda row: batch.place(int(tokens[row]), length),
-            **common,
-        )
+        known = [part.reshape(-1, part.size(-1))[scored.squeeze(1)] for part in teacher.hidden]
+
+        def inside(states: Tensor) -> tuple[Tensor, FusedRows]:
+            head = self.split.head()
+            correction = torch.zeros((), device=states.device)
+            if host is not None:
+                linear, correction = self._host_term(states, head, ids, tokens, batch, host, length, common)
+                terms.append(linear)
+            found = fused_row_losses(
+                states,
+                head,
+                known if first.numel() else None,
+                teacher.heads,
+                ids,
+                weights,
+                config,
+                old_log_probs=batch.optional_column("old_per_token_logps", length, first),
+                rollout_is_weights=batch.optional_column("importance_sampling_ratio", length, first),
+                terms=terms,
+                divergence=settings.divergence,
+                teacher_shares=teacher.shares,
+                entropies=True,
+                place=lambda row: batch.place(int(tokens[row]), length),
+                **common,
+            )
+            return found.loss + correction, found
+
+        states = hidden.reshape(-1, hidden.size(-1)).index_select(0, tokens)
+        loss, found = loss_inside(self.split.linear, states, inside)
         with torch.no_grad():
             if found.tokens is not None and found.entropies is not None:
                 success = batch.column("sdpo_success", length)[first]
@@ -135,7 +142,7 @@ class FusedPath:
                     sums.update(prefix_saved=teacher.saved * one, prefix_batches=one)
             if settings.beta != 0.0:
                 sums.update(self._kl_sums(found, batch, tokens, length))
-        return found.loss + correction, sums
+        return loss, sums
 
     def teacher_states(self, module: nn.Module, behind: Sequences) -> TeacherStates:
         """Run the teacher's passes.
@@ -163,12 +170,9 @@ class FusedPath:
                     behind.completion_mask,
                     plan,
                 )
-            head = self.split.head().detached()
-            if self.settings.sharded:
-                # Gathered weights are freed after the forward.
-                bias = None if head.bias is None else head.bias.clone()
-                head = LMHead(head.weight.clone(), bias, head.scale, head.soft_cap)
-            return Opaque((hidden, head))
+            return Opaque(
+                (hidden, self.split.copy_of_head(hidden) if self.settings.sharded else self.split.head().detached())
+            )
 
         states = TeacherStates(saved=0.0 if plan is None else plan.saved)
         tensors = local_tensors(module)

@@ -15,7 +15,7 @@ from sdpo_plugins.teacher import Teacher
 from sdpo_trl.forward import Sequences
 from sdpo_trl.window import Window, loss_mask
 
-__all__ = ["MULTIMODAL", "HostTerm", "MicroBatch", "PathSettings", "micro_batch"]
+__all__ = ["MULTIMODAL", "MicroBatch", "PathSettings", "micro_batch"]
 
 # Inputs of vision-language models that go through unchanged, and the per-token ones that follow the prompt's length.
 MULTIMODAL = (
@@ -56,30 +56,6 @@ class PathSettings:
     autocast: Callable[[], AbstractContextManager[Any]]
     sharded: bool = False
     balance_experts: bool = False
-
-
-@dataclass(frozen=True)
-class HostTerm:
-    """The host's own loss, as a function of the log-probs of the sampled tokens.
-
-    Args:
-        share: What it is multiplied by.
-        loss: `loss(log_probs [B, T], entropies [B, T]) -> 0-dim`, with gradient to the log-probs; what is masked holds
-            zeros.
-    """
-
-    share: float
-    loss: Callable[[Tensor, Tensor], Tensor]
-
-    def slope(self, log_probs: Tensor, entropies: Tensor) -> tuple[Tensor, Tensor]:
-        """Return share·loss without gradient, and its derivative by the log-probs `[B, T]`."""
-        with torch.enable_grad():
-            leaf = log_probs.detach().requires_grad_()
-            value = self.share * self.loss(leaf, entropies)
-            if not value.requires_grad:
-                return value.detach(), torch.zeros_like(leaf)
-            (slope,) = torch.autograd.grad(value, leaf)
-        return value.detach(), slope
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from sdpo_plugins.config import SDPOConfig
 from sdpo_plugins.errors import ConfigError
 from sdpo_plugins.health import HealthMonitor
+from sdpo_plugins.host_term import HostTerm
 from sdpo_plugins.plugins import extra_metrics, resolve, validate
 from sdpo_plugins.teacher import local_tensors
 from sdpo_plugins.types import Rollout
@@ -34,7 +35,7 @@ from sdpo_trl.distill import Distiller
 from sdpo_trl.forward import is_sharded
 from sdpo_trl.host import GRPOHost
 from sdpo_trl.metrics import step_metrics
-from sdpo_trl.micro_batch import HostTerm, PathSettings
+from sdpo_trl.micro_batch import PathSettings
 from sdpo_trl.probe import TeacherProbe, as_turns, one_per_question, successes, teacher_answers
 from sdpo_trl.rewards import FeedbackRecorder
 from sdpo_trl.rollouts import ScoredBatch, batch_rollouts

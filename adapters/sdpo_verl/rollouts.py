@@ -1,0 +1,113 @@
+"""From verl's rows in TransferQueue to rollouts, and from teacher contexts to fields of the training batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from sdpo_plugins.config import SDPOConfig
+from sdpo_plugins.reprompt import encode_contexts, encoding_metrics, is_success, opens_thinking
+from sdpo_plugins.reprompt.thinking import closing_tag
+from sdpo_plugins.types import Rollout, TeacherContexts
+from sdpo_verl.jagged import nested
+
+__all__ = ["FIELDS", "rollouts_of", "teacher_fields"]
+
+FIELDS = ["uid", "raw_prompt", "prompts", "responses", "rm_scores", "extra_fields"]
+"""What is read of each row."""
+
+
+def rollouts_of(data: Mapping[str, Any], padding: Sequence[bool], tokenizer: Any, config: SDPOConfig) -> list[Rollout]:
+    """Return one rollout for each row.
+
+    Args:
+        data: The fields `FIELDS`; texts and mappings may come as any kind of list.
+        padding: Which rows only fill the batch up.
+        tokenizer: Only read.
+        config: The SDPO options.
+    """
+    extras = [_extra(row) for row in data["extra_fields"]]
+    responses = [row.tolist() for row in data["responses"].unbind()]
+    texts = _decode(tokenizer, responses, config.thinking_tag)
+    tails = [row[-16:].tolist() for row in data["prompts"].unbind()]
+    opened = [opens_thinking(tail, config.thinking_tag) for tail in tokenizer.batch_decode(tails)]
+    rewards = [float(row.sum()) for row in data["rm_scores"].unbind()]
+    rollouts = []
+    for row, uid in enumerate(data["uid"]):
+        said = extras[row]
+        feedback = said.get("feedback")
+        if feedback is not None and not isinstance(feedback, str):
+            raise TypeError(
+                f"`feedback` of a reward function must be a text or None, got {feedback!r} "
+                f"({type(feedback).__name__}) for the prompt {uid}."
+            )
+        rollouts.append(
+            Rollout(
+                group_id=str(uid),
+                prompt=[dict(message) for message in data["raw_prompt"][row]],
+                response=texts[row],
+                reward=rewards[row],
+                feedback=feedback,
+                rewards={name: float(value) for name, value in said.items() if isinstance(value, (int, float))},
+                is_padding=bool(padding[row]),
+                thinking_opened=opened[row],
+            )
+        )
+    return rollouts
+
+
+def teacher_fields(
+    rollouts: Sequence[Rollout],
+    contexts: TeacherContexts,
+    responses: Sequence[Tensor],
+    tokenizer: Any,
+    config: SDPOConfig,
+    template_arguments: Mapping[str, Any],
+) -> tuple[TensorDict, dict[str, float]]:
+    """Return what the workers need of the teacher's side, and metrics.
+
+    Args:
+        rollouts: One for each row.
+        contexts: The teacher contexts of these.
+        responses: Token ids of each response.
+        tokenizer: Only read.
+        config: The SDPO options.
+        template_arguments: The host's arguments of the chat template.
+
+    Returns:
+        `teacher_input_ids`, `teacher_position_ids` (jagged), `sdpo_active` and `sdpo_success` [B]; metrics.
+    """
+    encoded = encode_contexts(contexts, tokenizer, config, chat_template_kwargs=template_arguments, skip_inactive=True)
+    ids = []
+    for context, response in zip(encoded.contexts, responses, strict=True):
+        # An inactive row is not scored; it only needs something that can be.
+        prompt = context.ids or [int(tokenizer.eos_token_id)]
+        ids.append(torch.cat([torch.tensor(prompt, dtype=torch.int64), response.to(torch.int64)]))
+    counted = [not rollout.is_padding for rollout in rollouts]
+    fields = {
+        "teacher_input_ids": nested(ids),
+        "teacher_position_ids": nested([torch.arange(len(row)) for row in ids]),
+        "sdpo_active": torch.tensor([float(context.active) for context in encoded.contexts]),
+        "sdpo_success": torch.tensor([float(is_success(rollout, config)) for rollout in rollouts]),
+    }
+    real = [context for context, counts in zip(encoded.contexts, counted, strict=True) if counts]
+    was_active = [context.active for context, counts in zip(contexts.contexts, counted, strict=True) if counts]
+    return TensorDict(fields, batch_size=len(ids)), encoding_metrics(real, was_active)
+
+
+def _extra(row: Any) -> Mapping[str, Any]:
+    found = row.get("reward_extra_info", row) if isinstance(row, Mapping) else {}
+    return found if isinstance(found, Mapping) else {}
+
+
+def _decode(tokenizer: Any, rows: Sequence[Sequence[int]], thinking_tag: str) -> list[str]:
+    """Decode without special tokens, except thinking tags: their removal needs them in place."""
+    tags = {tokenizer.convert_tokens_to_ids(tag) for tag in (thinking_tag, closing_tag(thinking_tag))}
+    special = set(tokenizer.all_special_ids) - tags
+    kept = [[token for token in row if token not in special] for row in rows]
+    texts: list[str] = tokenizer.batch_decode(kept, skip_special_tokens=False)
+    return texts

@@ -1,0 +1,132 @@
+"""verl's synchronous trainer with SDPO's teacher contexts, teacher updates and checkpoints: the mode `sdpo`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import ray
+import transfer_queue as tq
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
+
+from sdpo_plugins.health import HealthMonitor
+from sdpo_plugins.plugins import extra_metrics, resolve
+from sdpo_verl.config import settle
+from sdpo_verl.config_checks import check_text_only
+from sdpo_verl.metrics import step_metrics
+from sdpo_verl.rollouts import FIELDS, rollouts_of, teacher_fields
+from sdpo_verl.worker import SDPOActorRolloutRefWorker
+
+__all__ = ["SDPOTrainer"]
+
+_FOLDER = "sdpo"
+
+
+@register_trainer("sdpo")
+class SDPOTrainer(PPOTrainerSync):
+    """Trains by SDPO where `trainer.v1.trainer_mode=sdpo`; everything but contexts, loss and teacher is verl's.
+
+    Args:
+        config: verl's configuration with `actor_rollout_ref.actor.self_distillation`.
+
+    Raises:
+        ConfigError: Every problem with the SDPO options and with options of verl that SDPO cannot honour, at once.
+    """
+
+    worker_cls = SDPOActorRolloutRefWorker
+
+    # verl compares its mode with the literal "sync" to choose the replay buffer and what a checkpoint holds.
+    trainer_mode = property(lambda self: "sync", lambda self, value: None)
+
+    def __init__(self, config: Any) -> None:
+        self.sdpo_config = settle(config)
+        self._strategies = resolve(self.sdpo_config)
+        self._health = HealthMonitor()
+        self._batches = 0
+        super().__init__(config)
+
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()
+        for role in (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef):
+            if role in self.role_worker_mapping:
+                self.role_worker_mapping[role] = ray.remote(self.worker_cls)
+
+    # Rollouts → teacher contexts
+
+    def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        batch = super()._compute_advantage(batch, metrics)
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=FIELDS)
+        padding = [bool(tag.get("is_padding", False)) for tag in batch.tags]
+        config = self.sdpo_config
+        rollouts = rollouts_of(data, padding, self.tokenizer, config)
+        contexts = self._strategies.reprompter(rollouts)
+        arguments = self.config.data.get("apply_chat_template_kwargs", None) or {}
+        fields, encoding = teacher_fields(
+            rollouts, contexts, list(data["responses"].unbind()), self.tokenizer, config, dict(arguments)
+        )
+        found = {**contexts.metrics, **encoding, **extra_metrics(config, rollouts, contexts)}
+        metrics.update(found)
+        lengths = [len(row) for row, skip in zip(data["responses"].unbind(), padding, strict=True) if not skip]
+        self._warn(self._health.batch(found, sum(lengths) / max(1, len(lengths))))
+        return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+
+    # The update
+
+    def _update_actor(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        batch = super()._update_actor(batch, metrics)
+        found = step_metrics(metrics)
+        metrics.update(found)
+        self._warn(
+            self._health.step(found.get("self_distillation/divergence", 0.0), found["self_distillation/active_tokens"])
+        )
+        self._batches += 1
+        metrics.update(self.actor_rollout_wg.update_teacher(self._batches)[0])
+        return batch
+
+    def _warn(self, messages: Any) -> None:
+        for message in messages:
+            print(f"SDPO: {message}", flush=True)
+
+    # Checkpoints
+
+    def _save_checkpoint(self) -> None:
+        # Before verl's own part, which ends by naming this checkpoint the latest.
+        folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}" / _FOLDER
+        steps = self.actor_rollout_wg.save_sdpo(str(folder.absolute()))[0]
+        state = {"batches": self._batches, "optimizer_steps": steps, "health": self._health.state_dict()}
+        (folder / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
+        super()._save_checkpoint()
+
+    def _load_checkpoint(self) -> None:
+        # verl calls this once the workers have their models: the teacher begins as the model that was given.
+        check_text_only(self.processor, self.config.actor_rollout_ref.model.path)
+        self.actor_rollout_wg.start_sdpo(self.sdpo_config.to_mapping())
+        super()._load_checkpoint()
+        if self.global_steps == 0:
+            return
+        root = self.config.trainer.default_local_dir
+        if self.config.trainer.resume_mode == "resume_path":
+            folder = Path(os.path.abspath(self.config.trainer.resume_from_path)) / _FOLDER
+        else:
+            folder = Path(os.path.abspath(root)) / f"global_step_{self.global_steps}" / _FOLDER
+        state = _read_state(folder)
+        self.actor_rollout_wg.load_sdpo(str(folder), state["optimizer_steps"])
+        self._batches = state["batches"]
+        self._health.load_state_dict(state["health"])
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    from sdpo_plugins.errors import TeacherError
+
+    path = folder / "state.json"
+    if not path.is_file():
+        raise TeacherError(
+            f"The checkpoint {folder.parent} holds no SDPO teacher (no {_FOLDER}/state.json), so resuming would "
+            "silently start a new one. Was it written by another trainer mode? To begin SDPO from its weights, give "
+            "the model's folder as `actor_rollout_ref.model.path` and set `trainer.resume_mode=disable`."
+        )
+    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return state

@@ -1,0 +1,151 @@
+"""verl's workers with SDPO's teacher and loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from verl.single_controller.base.decorator import Dispatch, register
+from verl.utils import tensordict_utils as tu
+from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+
+from sdpo_plugins.causal_lm import HeadNotFound, split_model
+from sdpo_plugins.config import SDPOConfig
+from sdpo_plugins.errors import HostError
+from sdpo_plugins.losses import loss_denominator
+from sdpo_plugins.plugins import resolve
+from sdpo_plugins.teacher import load_teacher, local_tensors, save_teacher
+from sdpo_verl.host_loss import host_loss_of
+from sdpo_verl.jagged import padded_responses
+from sdpo_verl.step import SDPOStep
+
+__all__ = ["SDPOActorRolloutRefWorker", "SDPOTrainingWorker"]
+
+
+class SDPOTrainingWorker(TrainingWorker):
+    """The actor's training worker; trains by SDPO once `start_sdpo` was called."""
+
+    _step: SDPOStep | None = None
+    _optimizer_steps = 0
+
+    def start_sdpo(self, options: Mapping[str, Any], actor_config: Any) -> None:
+        """Make the teacher, an exact copy of the actor as it is now, and set the loss up.
+
+        Args:
+            options: Of an `SDPOConfig`.
+            actor_config: verl's actor configuration.
+
+        Raises:
+            HostError: The model cannot be taken apart into body and head.
+            TeacherError: The teacher does not fit the model.
+        """
+        config = SDPOConfig.from_mapping(options)
+        strategies = resolve(config)
+        module = self.engine.module
+        strategies.teacher.check_model(module)
+        try:
+            split = split_model(module)
+        except HeadNotFound as reason:
+            raise HostError(
+                f"SDPO in verl needs the hidden states in front of the model's head, but {reason}. Use a causal "
+                "language model whose head is a plain matrix."
+            ) from reason
+        tensors = local_tensors(module)
+        strategies.teacher.start(tensors)
+        self._step = SDPOStep(
+            config=config,
+            engine=self.engine,
+            split=split,
+            teacher=strategies.teacher,
+            tensors=tensors,
+            divergence=strategies.divergence,
+            host_loss=host_loss_of(actor_config, config.grpo_weight),
+        )
+
+    @property
+    def sdpo(self) -> SDPOStep:
+        """The step of SDPO.
+
+        Raises:
+            HostError: `start_sdpo` was not called.
+        """
+        if self._step is None:
+            raise HostError("the worker has no teacher yet: the trainer must call `start_sdpo` after `init_model`.")
+        return self._step
+
+    def train_batch(self, data: TensorDict) -> TensorDict:
+        """Take one optimizer step on a mini-batch, normalised over its active tokens on all ranks."""
+        step = self.sdpo
+        tu.assign_non_tensor(data, sdpo_denominator=self._denominator(data, step.config))
+        # An attribute of this engine object, for the time of this step: log-probabilities keep verl's own forward.
+        self.engine.forward_step = step
+        try:
+            output: TensorDict = super().train_batch(data)
+        finally:
+            del self.engine.forward_step
+        self._optimizer_steps += 1
+        return output
+
+    def update_teacher(self, rollout_batches: int) -> dict[str, float]:
+        """Let the teacher follow the student if it is time to; return its metrics."""
+        teacher = self.sdpo.teacher
+        if not teacher.due(rollout_batches, self._optimizer_steps):
+            return {}
+        return teacher.update(self.sdpo.tensors, reduce=_sum_over_ranks)
+
+    def save_sdpo(self, folder: str) -> None:
+        """Write this rank's part of the teacher."""
+        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        save_teacher(self.sdpo.teacher, folder, rank=rank, world_size=world)
+        torch.distributed.barrier()
+
+    def load_sdpo(self, folder: str, optimizer_steps: int) -> None:
+        """Take the teacher up from a checkpoint."""
+        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        load_teacher(self.sdpo.teacher, folder, self.sdpo.tensors, rank=rank, world_size=world)
+        self._optimizer_steps = optimizer_steps
+
+    def _denominator(self, data: TensorDict, config: SDPOConfig) -> float:
+        width = int(data["responses"].offsets().diff().max())
+        mask = padded_responses(data["response_mask"], width) * data["sdpo_active"].reshape(-1, 1)
+        count = loss_denominator(mask, config.loss_agg_mode).to(torch.float64)
+        (total,) = _sum_over_ranks([float(count)])
+        return total
+
+
+class SDPOActorRolloutRefWorker(ActorRolloutRefWorker):
+    """The colocated worker with an SDPO actor."""
+
+    actor_worker_cls = SDPOTrainingWorker
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def start_sdpo(self, options: dict[str, Any]) -> None:
+        """See `SDPOTrainingWorker.start_sdpo`."""
+        self.actor.start_sdpo(options, self.loss_fn.keywords["config"])
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def update_teacher(self, rollout_batches: int) -> dict[str, float]:
+        """See `SDPOTrainingWorker.update_teacher`."""
+        metrics: dict[str, float] = self.actor.update_teacher(rollout_batches)
+        return metrics
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def save_sdpo(self, folder: str) -> int:
+        """Write the teacher; return the number of optimizer steps taken."""
+        self.actor.save_sdpo(folder)
+        return int(self.actor._optimizer_steps)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def load_sdpo(self, folder: str, optimizer_steps: int) -> None:
+        """See `SDPOTrainingWorker.load_sdpo`."""
+        self.actor.load_sdpo(folder, optimizer_steps)
+
+
+def _sum_over_ranks(values: list[float]) -> list[float]:
+    from verl.utils.device import get_device_id
+
+    total = torch.tensor(values, dtype=torch.float64, device=get_device_id())
+    torch.distributed.all_reduce(total)
+    return [float(value) for value in total]

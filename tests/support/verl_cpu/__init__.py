@@ -1,0 +1,8 @@
+"""What stock verl lacks to run on a machine without accelerators. For tests and the CPU demo; no part of the adapter.
+
+verl loads `verl_cpu.platform` itself, before anything asks for a platform: `VERL_PLATFORM=cpu` and
+`VERL_USE_EXTERNAL_MODULES=verl_cpu.platform`. Engines are registered by importing `verl_cpu.engine`.
+
+A whole run, with Ray, goes through `verl_cpu.run.run`, which also names `verl_cpu.trainer` (modes and the rollout
+server `hf_cpu`) to verl. `verl_cpu.data` writes the embedded tasks as verl's parquet, `verl_cpu.reward` grades them.
+"""
