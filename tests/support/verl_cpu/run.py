@@ -57,7 +57,7 @@ def base_overrides(task: str, folder: Path, *, ranks: int = 1) -> list[str]:
     full = "mixed_precision={param_dtype:fp32,reduce_dtype:fp32,buffer_dtype:fp32}"
     return [
         "trainer.device=cpu",
-        "trainer.v1.trainer_mode=sync_cpu",
+        "trainer.v1.trainer_mode=sync",
         f"trainer.n_gpus_per_node={ranks}",
         "trainer.nnodes=1",
         "trainer.total_epochs=100000",
@@ -129,7 +129,7 @@ def run(
     Args:
         overrides: Hydra overrides, e.g. `base_overrides(...)` and more.
         time_limit: Seconds after which everything the run started is killed.
-        modules: More modules for verl to import in every process, e.g. one that registers a trainer.
+        modules: More modules for verl to import in every process, e.g. one that registers an agent loop.
         environment: Variables on top of this process's and of those that a CPU run needs.
         python: Interpreter with verl.
         log: File for what the run prints; None: a temporary one.
@@ -195,7 +195,7 @@ def _environment(modules: Sequence[str], records: Path, token: Path, more: Mappi
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "VERL_PLATFORM": "cpu",
-        "VERL_USE_EXTERNAL_MODULES": ",".join(["verl_cpu.platform", "verl_cpu.trainer", *modules]),
+        "VERL_USE_EXTERNAL_MODULES": ",".join(["verl_cpu.platform", "verl_cpu.hooks", *modules]),
         "VERL_FILE_LOGGER_PATH": str(records),
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",

@@ -1,4 +1,4 @@
-"""verl's synchronous trainer on a CPU: the mode `sync_cpu`, and the mixin that puts any other trainer there."""
+"""verl's synchronous trainers on a CPU, under their own names."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import ray
 import transfer_queue as tq
-from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
+from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
 
-# Importing it registers the rollout server in the process that starts servers.
-from verl_cpu import rollout as rollout
 from verl_cpu.worker import on_cpu
 
-__all__ = ["CPUTrainerMixin", "PPOTrainerSyncCPU"]
+__all__ = ["CPUTrainerMixin", "put_on_cpu"]
+
+_MODES = ("sync", "sdpo")
 
 # verl looks for finished rollouts every two seconds, which would be most of a step here.
 _POLL_SECONDS = 0.02
@@ -25,15 +25,7 @@ class CPUTrainerMixin:
 
     Rows of a batch come in an order that only their content decides, so that with a `hf_cpu` rollout server two runs
     of one seed are the same run.
-
-    Example:
-        @register_trainer("mine_cpu")
-        class MineOnCPU(CPUTrainerMixin, Mine):
-            pass
     """
-
-    # verl compares its mode with the literal "sync" to choose the replay buffer and what a checkpoint holds.
-    trainer_mode = property(lambda self: "sync", lambda self, value: None)
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()  # type: ignore[misc]
@@ -60,9 +52,14 @@ class CPUTrainerMixin:
         ray.get([server.restart_draws.remote() for replica in replicas for server in replica.servers])
 
 
-@register_trainer("sync_cpu")
-class PPOTrainerSyncCPU(CPUTrainerMixin, PPOTrainerSync):
-    """verl's `sync` on a CPU."""
+def put_on_cpu() -> None:
+    """Replace verl's synchronous trainer, and SDPO's, by the same on a CPU."""
+    from sdpo_verl import trainer  # noqa: F401  registers its mode
+
+    for mode in _MODES:
+        stock = TRAINER_REGISTRY[mode]
+        if not issubclass(stock, CPUTrainerMixin):
+            TRAINER_REGISTRY[mode] = type(f"{stock.__name__}OnCPU", (CPUTrainerMixin, stock), {"__module__": __name__})
 
 
 def _in_order_of_content(batch: Any) -> Any:
