@@ -18,11 +18,13 @@ from sdpo_verl.config import settle
 from sdpo_verl.config_checks import check_text_only
 from sdpo_verl.metrics import step_metrics
 from sdpo_verl.rollouts import FIELDS, rollouts_of, teacher_fields
+from sdpo_verl.transfer import field_names, read_rows, with_reward_fields
 from sdpo_verl.worker import SDPOActorRolloutRefWorker
 
 __all__ = ["SDPOTrainer"]
 
-_FOLDER = "sdpo"
+# Inside of the actor's folder, which verl removes as a whole when it keeps only the newest checkpoints.
+_FOLDER = "actor/sdpo"
 
 
 @register_trainer("sdpo")
@@ -45,20 +47,31 @@ class SDPOTrainer(PPOTrainerSync):
         self.sdpo_config = settle(config)
         self._strategies = resolve(self.sdpo_config)
         self._health = HealthMonitor()
-        self._batches = 0
+        self._reward_fields: list[str] = []
         super().__init__(config)
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
+        if not self.sdpo_config.enabled:
+            return  # verl's own workers, and verl's own algorithm
         for role in (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef):
             if role in self.role_worker_mapping:
                 self.role_worker_mapping[role] = ray.remote(self.worker_cls)
 
     # Rollouts → teacher contexts
 
+    def _compute_reward_colocate(self, batch: Any, metrics: dict[str, Any] | None = None) -> Any:
+        # What a reward function says beside its score then becomes fields of their own, under names that it chose.
+        before = field_names(batch)
+        batch = super()._compute_reward_colocate(batch, metrics)
+        self._reward_fields = sorted(field_names(batch) - before - {"rm_scores"})
+        return batch
+
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
         batch = super()._compute_advantage(batch, metrics)
-        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=FIELDS)
+        if not self.sdpo_config.enabled:
+            return batch
+        data = with_reward_fields(read_rows(batch, [*FIELDS, *self._reward_fields]), self._reward_fields)
         padding = [bool(tag.get("is_padding", False)) for tag in batch.tags]
         config = self.sdpo_config
         rollouts = rollouts_of(data, padding, self.tokenizer, config)
@@ -77,13 +90,14 @@ class SDPOTrainer(PPOTrainerSync):
 
     def _update_actor(self, batch: Any, metrics: dict[str, Any]) -> Any:
         batch = super()._update_actor(batch, metrics)
+        if not self.sdpo_config.enabled:
+            return batch
         found = step_metrics(metrics)
         metrics.update(found)
         self._warn(
             self._health.step(found.get("self_distillation/divergence", 0.0), found["self_distillation/active_tokens"])
         )
-        self._batches += 1
-        metrics.update(self.actor_rollout_wg.update_teacher(self._batches)[0])
+        metrics.update(self.actor_rollout_wg.finish_rollout_batch()[0])
         return batch
 
     def _warn(self, messages: Any) -> None:
@@ -93,14 +107,22 @@ class SDPOTrainer(PPOTrainerSync):
     # Checkpoints
 
     def _save_checkpoint(self) -> None:
-        # Before verl's own part, which ends by naming this checkpoint the latest.
-        folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}" / _FOLDER
-        steps = self.actor_rollout_wg.save_sdpo(str(folder.absolute()))[0]
-        state = {"batches": self._batches, "optimizer_steps": steps, "health": self._health.state_dict()}
-        (folder / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
+        if self.sdpo_config.enabled:
+            self._save_sdpo()
         super()._save_checkpoint()
 
+    def _save_sdpo(self) -> None:
+        # Before verl's own part, which ends by naming this checkpoint the latest.
+        folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}" / _FOLDER
+        counters = self.actor_rollout_wg.save_sdpo(str(folder.absolute()))[0]
+        state = {"counters": counters, "health": self._health.state_dict()}
+        folder.mkdir(parents=True, exist_ok=True)  # the workers may be on other machines
+        (folder / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
+
     def _load_checkpoint(self) -> None:
+        if not self.sdpo_config.enabled:
+            super()._load_checkpoint()
+            return
         # verl calls this once the workers have their models: the teacher begins as the model that was given.
         check_text_only(self.processor, self.config.actor_rollout_ref.model.path)
         self.actor_rollout_wg.start_sdpo(self.sdpo_config.to_mapping())
@@ -113,8 +135,7 @@ class SDPOTrainer(PPOTrainerSync):
         else:
             folder = Path(os.path.abspath(root)) / f"global_step_{self.global_steps}" / _FOLDER
         state = _read_state(folder)
-        self.actor_rollout_wg.load_sdpo(str(folder), state["optimizer_steps"])
-        self._batches = state["batches"]
+        self.actor_rollout_wg.load_sdpo(str(folder), **state["counters"])
         self._health.load_state_dict(state["health"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -28,7 +29,9 @@ class SDPOTrainingWorker(TrainingWorker):
     """The actor's training worker; trains by SDPO once `start_sdpo` was called."""
 
     _step: SDPOStep | None = None
+    _rollout_batches = 0
     _optimizer_steps = 0
+    _teacher_metrics: Mapping[str, float] = MappingProxyType({})
 
     def start_sdpo(self, options: Mapping[str, Any], actor_config: Any) -> None:
         """Make the teacher, an exact copy of the actor as it is now, and set the loss up.
@@ -86,26 +89,33 @@ class SDPOTrainingWorker(TrainingWorker):
         finally:
             del self.engine.forward_step
         self._optimizer_steps += 1
+        self._follow()
         return output
 
-    def update_teacher(self, rollout_batches: int) -> dict[str, float]:
-        """Let the teacher follow the student if it is time to; return its metrics."""
-        teacher = self.sdpo.teacher
-        if not teacher.due(rollout_batches, self._optimizer_steps):
-            return {}
-        return teacher.update(self.sdpo.tensors, reduce=_sum_over_ranks)
+    def finish_rollout_batch(self) -> dict[str, float]:
+        """Count a rollout batch, let the teacher follow if it is time to, and return its last metrics of this batch."""
+        self._rollout_batches += 1
+        self._follow()
+        metrics, self._teacher_metrics = dict(self._teacher_metrics), {}
+        return metrics
 
-    def save_sdpo(self, folder: str) -> None:
-        """Write this rank's part of the teacher."""
+    def _follow(self) -> None:
+        teacher = self.sdpo.teacher
+        if teacher.due(self._rollout_batches, self._optimizer_steps):
+            self._teacher_metrics = teacher.update(self.sdpo.tensors, reduce=_sum_over_ranks)
+
+    def save_sdpo(self, folder: str) -> dict[str, int]:
+        """Write this rank's part of the teacher; return what the other arguments of `load_sdpo` must be."""
         rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         save_teacher(self.sdpo.teacher, folder, rank=rank, world_size=world)
         torch.distributed.barrier()
+        return {"rollout_batches": self._rollout_batches, "optimizer_steps": self._optimizer_steps}
 
-    def load_sdpo(self, folder: str, optimizer_steps: int) -> None:
+    def load_sdpo(self, folder: str, rollout_batches: int, optimizer_steps: int) -> None:
         """Take the teacher up from a checkpoint."""
         rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         load_teacher(self.sdpo.teacher, folder, self.sdpo.tensors, rank=rank, world_size=world)
-        self._optimizer_steps = optimizer_steps
+        self._rollout_batches, self._optimizer_steps = rollout_batches, optimizer_steps
 
     def _denominator(self, data: TensorDict, config: SDPOConfig) -> float:
         width = int(data["responses"].offsets().diff().max())
@@ -126,21 +136,21 @@ class SDPOActorRolloutRefWorker(ActorRolloutRefWorker):
         self.actor.start_sdpo(options, self.loss_fn.keywords["config"])
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def update_teacher(self, rollout_batches: int) -> dict[str, float]:
-        """See `SDPOTrainingWorker.update_teacher`."""
-        metrics: dict[str, float] = self.actor.update_teacher(rollout_batches)
+    def finish_rollout_batch(self) -> dict[str, float]:
+        """See `SDPOTrainingWorker.finish_rollout_batch`."""
+        metrics: dict[str, float] = self.actor.finish_rollout_batch()
         return metrics
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def save_sdpo(self, folder: str) -> int:
-        """Write the teacher; return the number of optimizer steps taken."""
-        self.actor.save_sdpo(folder)
-        return int(self.actor._optimizer_steps)
+    def save_sdpo(self, folder: str) -> dict[str, int]:
+        """See `SDPOTrainingWorker.save_sdpo`."""
+        counters: dict[str, int] = self.actor.save_sdpo(folder)
+        return counters
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def load_sdpo(self, folder: str, optimizer_steps: int) -> None:
+    def load_sdpo(self, folder: str, rollout_batches: int, optimizer_steps: int) -> None:
         """See `SDPOTrainingWorker.load_sdpo`."""
-        self.actor.load_sdpo(folder, optimizer_steps)
+        self.actor.load_sdpo(folder, rollout_batches, optimizer_steps)
 
 
 def _sum_over_ranks(values: list[float]) -> list[float]:

@@ -1,0 +1,117 @@
+"""Teacher prompts rendered as verl's agent loops render the student's: template, its arguments, tools."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from sdpo_plugins.config import SDPOConfig
+from sdpo_plugins.reprompt import make_render
+from sdpo_plugins.reprompt.rendering import Render
+
+__all__ = ["PromptStyle", "prompt_style", "tool_schemas"]
+
+
+@dataclass(frozen=True)
+class PromptStyle:
+    """How a run turns messages into prompts.
+
+    Args:
+        tokenizer: Only read.
+        chat_template: The template of the agent loops, or None for the tokenizer's own.
+        arguments: verl's arguments of the template.
+        schemas: Every tool's schema by name.
+    """
+
+    tokenizer: Any
+    chat_template: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    schemas: Mapping[str, Any] = field(default_factory=dict)
+
+    def render(self, config: SDPOConfig, tools: Sequence[Any] | None = None) -> Render:
+        """Return the function that tokenises a prompt, with the configuration's own template arguments on top.
+
+        Args:
+            config: The SDPO options.
+            tools: Schemas that the prompt shows.
+        """
+        return make_render(
+            self.tokenizer,
+            config,
+            tools=tools,
+            chat_template=self.chat_template,
+            chat_template_kwargs=self.arguments,
+        )
+
+    def shown_tools(
+        self, prompts: Sequence[Sequence[int]], messages: Sequence[Any], extra: Sequence[Any]
+    ) -> tuple[list[tuple[str, ...]], int]:
+        """Find out which tools each of the student's prompts shows.
+
+        Only some agent loops show tools, and a row does not say which loop made it: its prompt does.
+
+        Args:
+            prompts: Token ids of the student's prompts.
+            messages: The messages of each.
+            extra: The dataset's `extra_info` of each; its `tool_selection` names the tools of a row.
+
+        Returns:
+            Names of the tools that each prompt shows, and how many prompts are rendered in neither way.
+        """
+        found: list[tuple[str, ...]] = []
+        unknown = 0
+        renders: dict[tuple[str, ...], Render] = {}
+        known: dict[tuple[Any, ...], tuple[str, ...] | None] = {}
+        for ids, chat, info in zip(prompts, messages, extra, strict=True):
+            selected = (info.get("tool_selection") if isinstance(info, Mapping) else None) or self.schemas
+            tools = tuple(name for name in selected if name in self.schemas)
+            key = (tuple(ids), tools)
+            if key not in known:
+                known[key] = None
+                for names in dict.fromkeys([tools, ()]):
+                    if names not in renders:
+                        renders[names] = self.render(SDPOConfig(), [self.schemas[name] for name in names])
+                    if renders[names](list(chat)) == list(ids):
+                        known[key] = names
+                        break
+            shown = known[key]
+            unknown += shown is None
+            found.append(shown or ())
+        return found, unknown
+
+
+def prompt_style(config: DictConfig, tokenizer: Any) -> PromptStyle:
+    """Read a run's way of rendering prompts out of verl's configuration.
+
+    Args:
+        config: The whole configuration.
+        tokenizer: The trainer's.
+    """
+    arguments = OmegaConf.select(config, "data.apply_chat_template_kwargs") or {}
+    return PromptStyle(
+        tokenizer,
+        # verl gives it to its agent loops' tokenizers, not to the trainer's.
+        OmegaConf.select(config, "actor_rollout_ref.model.custom_chat_template"),
+        OmegaConf.to_container(arguments, resolve=True) if isinstance(arguments, DictConfig) else dict(arguments),
+        tool_schemas(config),
+    )
+
+
+def tool_schemas(config: DictConfig) -> dict[str, Any]:
+    """Return the schemas of the tools that verl's agent loops are given, by name.
+
+    Args:
+        config: The whole configuration.
+    """
+    from verl.tools.tool_registry import load_all_tools
+    from verl.utils.import_utils import resolve_config_path
+
+    paths = {}
+    for name in ("tool_config_path", "function_tool_path"):
+        path = OmegaConf.select(config, f"actor_rollout_ref.rollout.multi_turn.{name}")
+        paths[name] = resolve_config_path(path) if path else None
+    tools = load_all_tools(**paths) if any(paths.values()) else []
+    return {tool.name: tool.tool_schema.model_dump(exclude_unset=True, exclude_none=True) for tool in tools}
