@@ -17,9 +17,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 from sdpo_plugins.config import SDPOConfig
 from sdpo_plugins.embedded import checkpoint_path, load_task, task_names
+from sdpo_plugins.embedded.results import Run, draw_curves, print_table, write_results
 from sdpo_plugins.embedded.settings import RunSettings, run_settings
 from sdpo_trl.embedded import dataset_of, reward_of, sampled_accuracy
-from sdpo_trl.results import Run, draw_curves, print_table, write_results
 from sdpo_trl.trainer import SDPOTrainer
 
 __all__ = ["METHODS", "run", "train_once"]

@@ -13,12 +13,12 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from sdpo_plugins.embedded import load_task, task_names
+from sdpo_plugins.embedded.results import Run, draw_curves, print_table, write_results
 from sdpo_plugins.embedded.settings import run_settings
 from sdpo_plugins.errors import ConfigError
 from sdpo_trl.demo import train_once
 from sdpo_trl.embedded import dataset_of, reward_of
 from sdpo_trl.recipe import import_function, parse
-from sdpo_trl.results import Run, draw_curves, print_table, write_results
 
 ROOT = Path(__file__).resolve().parents[2]
 FIELDS = {"task", "method", "seed", "accuracy_before", "accuracy_after", "generations", "seconds"}

@@ -1,4 +1,7 @@
-"""Results of demo runs: a file for programs, a table for people, learning curves."""
+"""Results of demo runs: a file for programs, a table for people, learning curves.
+
+matplotlib is needed by `draw_curves` alone, and comes with a host's extra, not with the core.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
+from typing import Any
 
 __all__ = ["Run", "draw_curves", "print_table", "write_results"]
 
@@ -45,7 +46,7 @@ class Run:
     curve: list[float] = field(default_factory=list)
 
 
-def write_results(runs: Sequence[Run], folder: Path) -> Path:
+def write_results(runs: Sequence[Run], folder: Path, **more: Any) -> Path:
     """Write `results.json`, a list of runs, and `curves.json`, the reward of every step in the same order.
 
     Each file is replaced whole, never half-written.
@@ -53,12 +54,14 @@ def write_results(runs: Sequence[Run], folder: Path) -> Path:
     Args:
         runs: The runs so far.
         folder: Where the files go.
+        more: What every row of `results.json` is to say beside its run, e.g. `host="verl"`.
 
     Returns:
         The path of `results.json`.
     """
     rows = [asdict(run) for run in runs]
     curves = [{key: row.pop(key) for key in ("generations_per_step", "curve")} for row in rows]
+    rows = [{**row, **more} for row in rows]
     for name, content in (("curves", curves), ("results", rows)):
         temporary = folder / f"{name}.tmp"
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -79,6 +82,9 @@ def spread(values: Sequence[float]) -> str:
 
 def print_table(runs: Sequence[Run]) -> None:
     """Print one row a task: accuracy before, after GRPO, after SDPO, generations, seconds."""
+    from rich.console import Console
+    from rich.table import Table
+
     seeds = len({run.seed for run in runs})
     title = "Sampled accuracy" + (f", mean ± standard deviation over {seeds} seeds" if seeds > 1 else "")
     table = Table(title=title)
