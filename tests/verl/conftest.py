@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-_SUPPORT = str(Path(__file__).parents[1] / "support")
-os.environ.update(VERL_PLATFORM="cpu", VERL_USE_EXTERNAL_MODULES="verl_cpu.platform")
-if _SUPPORT not in sys.path:
-    sys.path.insert(0, _SUPPORT)
+_HERE = Path(__file__).parent
+os.environ.update(VERL_PLATFORM="cpu", VERL_USE_EXTERNAL_MODULES="verl_cpu.cpu_platform")
+for _path in (str(_HERE.parent / "support"), str(_HERE)):
+    if _path not in sys.path:
+        sys.path.insert(0, _path)
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,14 @@
-"""The embedded tasks as verl's parquet."""
+"""The embedded tasks as verl's parquet: `python -m verl_cpu.data sums runs/data`."""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sdpo_plugins.embedded import Task
+from sdpo_plugins.embedded import Task, load_task, task_names
 
 __all__ = ["data_source", "write_parquet"]
 
@@ -52,3 +53,11 @@ def write_parquet(task: Task, folder: Path) -> tuple[Path, Path]:
         paths.append(folder / f"{task.name}_{split}.parquet")
         pq.write_table(pa.Table.from_pylist(rows), paths[-1])
     return paths[0], paths[1]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m verl_cpu.data", description="Write an embedded task as parquet.")
+    parser.add_argument("task", choices=task_names())
+    parser.add_argument("folder", type=Path)
+    given = parser.parse_args()
+    write_parquet(load_task(given.task), given.folder)

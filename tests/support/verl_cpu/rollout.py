@@ -134,7 +134,9 @@ class HFServer:
         from transformers import AutoModelForCausalLM
 
         torch.set_num_threads(1)
-        self._model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        # In float32 an answer's log-probabilities would depend on those that it is generated with, by the last digits:
+        # how requests fall together differs from run to run, and one seed has to give one run.
+        self._model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64).eval()
         end = self._model.generation_config.eos_token_id
         self._end = frozenset([end] if isinstance(end, int) else end or [])
         self._config, self._seed = config, seed
@@ -250,7 +252,7 @@ class HFReplica(RolloutReplica):
         server = (
             ray.remote(HFServer)
             .options(name=_server_name(self.replica_rank), num_cpus=0, max_concurrency=self.max_concurrency)
-            .remote(path, self.config, seed=self.replica_rank)
+            .remote(path, self.config, seed=_seed_of(self.config.seed, self.replica_rank))
         )
         self.servers = [server]
         self._server_handle = server

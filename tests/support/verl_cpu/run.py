@@ -1,7 +1,12 @@
-"""Runs of `python -m verl.trainer.main_ppo` on a CPU, with an end in any case: no process of Ray stays behind."""
+"""Runs of `python -m verl.trainer.main_ppo` on a CPU, with an end in any case: no process of Ray stays behind.
+
+`python -m verl_cpu.run --config-path … --config-name …` runs a configuration file.
+"""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 import os
 import secrets
@@ -9,19 +14,28 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from sdpo_plugins.embedded import checkpoint_path, load_task
 from verl_cpu.data import write_parquet
 
-__all__ = ["RunFailed", "base_overrides", "run"]
+__all__ = ["RunFailed", "base_overrides", "interrupted_when_terminated", "main", "run"]
 
 _SUPPORT = Path(__file__).resolve().parents[1]
 _ROOT = _SUPPORT.parents[1]
+_CPU = _SUPPORT / "verl_cpu" / "conf" / "cpu.yaml"
 
 _QUESTIONS, _ROLLOUTS = 16, 4
+
+# What `main` shows of a step, and the seconds that it gives a run.
+_SHOWN = ("critic/score/mean", "self_distillation/divergence")
+_LONGEST = 24 * 3600.0
 
 
 class RunFailed(RuntimeError):
@@ -47,19 +61,17 @@ def base_overrides(task: str, folder: Path, *, ranks: int = 1) -> list[str]:
         ranks: Number of FSDP2 ranks.
 
     Returns:
-        Overrides; later ones in a command win, so append your own.
+        Overrides, among them all of `conf/cpu.yaml`; later ones in a command win, so append your own.
     """
     questions = load_task(task)
     train, evaluation = write_parquet(questions, folder)
     actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
     # verl wants each rank's share of a batch to be a whole number of micro-batches: here, one.
     micro = _QUESTIONS * _ROLLOUTS // ranks
-    full = "mixed_precision={param_dtype:fp32,reduce_dtype:fp32,buffer_dtype:fp32}"
     return [
-        "trainer.device=cpu",
+        *_overrides(yaml.safe_load(_CPU.read_text(encoding="utf-8"))),
         "trainer.v1.trainer_mode=sync",
         f"trainer.n_gpus_per_node={ranks}",
-        "trainer.nnodes=1",
         "trainer.total_epochs=100000",
         "trainer.save_freq=-1",
         "trainer.test_freq=-1",
@@ -72,73 +84,62 @@ def base_overrides(task: str, folder: Path, *, ranks: int = 1) -> list[str]:
         f"data.val_batch_size={len(questions.evaluation)}",
         "data.max_prompt_length=96",
         f"data.max_response_length={questions.max_completion_length}",
-        "data.dataloader_num_workers=0",
         "data.seed=0",
         f"actor_rollout_ref.model.path={checkpoint_path()}",
-        "actor_rollout_ref.model.use_remove_padding=False",
-        "actor_rollout_ref.model.enable_gradient_checkpointing=False",
-        "+actor_rollout_ref.model.override_config.attn_implementation=sdpa",
-        f"{actor}.strategy=fsdp2",
-        f"{actor}.fsdp_config.strategy=fsdp2",
-        f"{actor}.fsdp_config.model_dtype=fp32",
-        f"+{actor}.fsdp_config.{full}",
-        f"{actor}.fsdp_config.use_torch_compile=False",
-        f"{actor}.use_torch_compile=False",
         f"{actor}.ppo_mini_batch_size={_QUESTIONS}",
         f"{actor}.ppo_micro_batch_size_per_gpu={micro}",
         f"{actor}.optim.lr=1e-4",
         f"{actor}.optim.weight_decay=0",
-        "actor_rollout_ref.ref.strategy=fsdp2",
-        "actor_rollout_ref.ref.fsdp_config.strategy=fsdp2",
-        "actor_rollout_ref.ref.fsdp_config.model_dtype=fp32",
-        f"+actor_rollout_ref.ref.fsdp_config.{full}",
-        "actor_rollout_ref.ref.fsdp_config.use_torch_compile=False",
         f"actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu={micro}",
-        f"{rollout}.name=hf_cpu",
         f"{rollout}.n={_ROLLOUTS}",
-        # One server for all ranks, so that what is sampled does not depend on their number.
-        f"{rollout}.tensor_model_parallel_size={ranks}",
-        f"{rollout}.n_gpus_per_node={ranks}",
-        f"{rollout}.agent.num_workers=1",
         f"{rollout}.log_prob_micro_batch_size_per_gpu={micro}",
         f"{rollout}.val_kwargs.do_sample=True",
         f"{rollout}.val_kwargs.temperature=1.0",
         f"{rollout}.val_kwargs.n=4",
         f"reward.custom_reward_function.path={_SUPPORT / 'verl_cpu' / 'reward.py'}",
-        "reward.num_workers=1",
-        "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
-        # Slots, not processors: Ray hands out as many places as it is told there are.
-        f"ray_kwargs.ray_init.num_cpus={4 + 4 * ranks}",
-        f"+ray_kwargs.ray_init.num_gpus={ranks}",
-        "+ray_kwargs.ray_init.include_dashboard=False",
-        f"+ray_kwargs.ray_init.object_store_memory={128 * 2**20}",
     ]
+
+
+def _overrides(settings: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """Say the same as a YAML file that stands behind verl's own."""
+    for name, value in settings.items():
+        path = above + name
+        if isinstance(value, Mapping):
+            yield from _overrides(value, path + ".")
+        else:
+            yield f"++{path}={value if isinstance(value, str) else json.dumps(value)}"
 
 
 def run(
     overrides: Sequence[str],
     time_limit: float,
     *,
+    options: Sequence[str] = (),
     modules: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     python: str = sys.executable,
     log: Path | None = None,
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
+    stop: threading.Event | None = None,
 ) -> dict[int, dict[str, float]]:
     """Run verl's `main_ppo` and return what it measured.
 
     Args:
         overrides: Hydra overrides, e.g. `base_overrides(...)` and more.
         time_limit: Seconds after which everything the run started is killed.
+        options: Of the command line, in front of the overrides, e.g. `["--config-name", "sdpo"]`.
         modules: More modules for verl to import in every process, e.g. one that registers an agent loop.
         environment: Variables on top of this process's and of those that a CPU run needs.
         python: Interpreter with verl.
         log: File for what the run prints; None: a temporary one.
+        on_step: Called with a step's number and metrics soon after they are there, in order.
+        stop: Once set, the run is ended as if its time were over.
 
     Returns:
         Metrics by step. Those of a validation before training are at step 0.
 
     Raises:
-        RunFailed: The run ended with an error, or not within `time_limit`.
+        RunFailed: The run ended with an error, was stopped, or did not end within `time_limit`.
     """
     # A short path: Ray puts Unix sockets below it, whose names may have 107 bytes.
     with tempfile.TemporaryDirectory(prefix="verl") as scratch:
@@ -151,6 +152,7 @@ def run(
             python,
             "-m",
             "verl.trainer.main_ppo",
+            *options,
             'trainer.logger=["console","file"]',
             f"+ray_kwargs.ray_init._temp_dir={scratch}/ray",
             "hydra.output_subdir=null",
@@ -159,6 +161,8 @@ def run(
             "hydra/hydra_logging=none",
             *overrides,
         ]
+        deadline = time.monotonic() + time_limit
+        told: set[int] = set()
         with printed.open("wb") as sink:
             process = subprocess.Popen(
                 command,
@@ -169,24 +173,92 @@ def run(
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-            timed_out = False
+            ended = "code"
             try:
-                process.wait(time_limit)
-            except subprocess.TimeoutExpired:
-                timed_out = True
+                while ended == "code":
+                    try:
+                        process.wait(0.5)
+                        break
+                    except subprocess.TimeoutExpired:
+                        if stop is not None and stop.is_set():
+                            ended = "stop"
+                        elif time.monotonic() > deadline:
+                            ended = "time"
+                    if on_step is not None:
+                        _tell(_read(records), told, on_step)
             finally:
                 _end_session(process)
         metrics = _read(records)
-        if timed_out or process.returncode != 0:
+        if ended != "code" or process.returncode != 0:
             text = printed.read_text(encoding="utf-8", errors="replace")
-            why = f"did not end within {time_limit:.0f} s" if timed_out else f"ended with code {process.returncode}"
+            why = {
+                "code": f"ended with code {process.returncode}",
+                "time": f"did not end within {time_limit:.0f} s",
+                "stop": "was stopped",
+            }[ended]
             raise RunFailed(
                 f"the verl run {why}, after step {max(metrics, default=None)}. Its last lines:\n{text[-4000:]}",
                 text,
                 metrics,
-                timed_out,
+                ended == "time",
             )
+        if on_step is not None:
+            _tell(metrics, told, on_step)
         return metrics
+
+
+def _tell(
+    metrics: Mapping[int, dict[str, float]], told: set[int], on_step: Callable[[int, dict[str, float]], None]
+) -> None:
+    for step in sorted(metrics.keys() - told):
+        told.add(step)
+        on_step(step, metrics[step])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a configuration file of the user's on a CPU, and show the rewards and accuracies.
+
+    Returns:
+        The exit code: 0, 1 if the run failed, 130 if it was interrupted.
+    """
+    parser = argparse.ArgumentParser(prog="python -m verl_cpu.run", description="Run verl's main_ppo on a CPU.")
+    parser.add_argument("--config-path", type=Path, required=True, help="folder of the configuration file")
+    parser.add_argument("--config-name", required=True, help="its name, without .yaml")
+    parser.add_argument("--log", type=Path, help="file for all that the run prints")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides")
+    given = parser.parse_intermixed_args(arguments)
+    options = ["--config-path", str(given.config_path.absolute()), "--config-name", given.config_name]
+
+    def show(step: int, metrics: Mapping[str, float]) -> None:
+        found = {name: value for name, value in metrics.items() if name in _SHOWN or "/acc/mean@" in name}
+        if found:
+            print(f"step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()), flush=True)
+
+    try:
+        with interrupted_when_terminated():
+            run(given.overrides, _LONGEST, options=options, on_step=show, log=given.log)
+    except RunFailed as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("the verl run was interrupted; nothing of it runs on.", file=sys.stderr)
+        return 130
+    return 0
+
+
+@contextlib.contextmanager
+def interrupted_when_terminated() -> Iterator[None]:
+    """Take the polite request to end like Ctrl-C, so that no process of Ray stays behind."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _environment(modules: Sequence[str], records: Path, token: Path, more: Mapping[str, str]) -> dict[str, str]:
@@ -195,7 +267,7 @@ def _environment(modules: Sequence[str], records: Path, token: Path, more: Mappi
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "VERL_PLATFORM": "cpu",
-        "VERL_USE_EXTERNAL_MODULES": ",".join(["verl_cpu.platform", "verl_cpu.hooks", *modules]),
+        "VERL_USE_EXTERNAL_MODULES": ",".join(["verl_cpu.cpu_platform", "verl_cpu.hooks", *modules]),
         "VERL_FILE_LOGGER_PATH": str(records),
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -216,6 +288,9 @@ def _environment(modules: Sequence[str], records: Path, token: Path, more: Mappi
         # Ray would start a Python process for each slot in advance, most of them for nothing.
         "RAY_prestart_worker_first_driver": "0",
         "RAY_enable_worker_prestart": "0",
+        # What only Ray's dashboard would show, which does not run; each process would report it every second.
+        "RAY_task_events_report_interval_ms": "0",
+        "RAY_enable_metrics_collection": "0",
         **more,
     }
 
@@ -261,3 +336,7 @@ def _session(leader: int) -> list[int]:
             if int(fields[3]) == leader and fields[0] not in "ZX":
                 members.append(int(entry.name))
     return members
+
+
+if __name__ == "__main__":
+    sys.exit(main())

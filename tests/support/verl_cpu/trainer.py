@@ -17,7 +17,7 @@ __all__ = ["CPUTrainerMixin", "put_on_cpu"]
 _MODES = ("sync", "sdpo")
 
 # verl looks for finished rollouts every two seconds, which would be most of a step here.
-_POLL_SECONDS = 0.02
+_POLL_SECONDS = 0.05
 
 
 class CPUTrainerMixin:
