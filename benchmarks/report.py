@@ -10,8 +10,20 @@ from benchmarks.growth import Growth
 from benchmarks.loss import Row
 from benchmarks.methods import OBJECTIVES
 from benchmarks.step import TRAINERS
+from benchmarks.verl import METHODS as VERL_METHODS
+from benchmarks.verl import TIMINGS, timing_summary
 
-__all__ = ["Target", "cuda_report", "growth_report", "growth_targets", "loss_report", "loss_targets", "step_report"]
+__all__ = [
+    "Target",
+    "cuda_report",
+    "growth_report",
+    "growth_targets",
+    "loss_report",
+    "loss_targets",
+    "step_report",
+    "verl_engine_report",
+    "verl_runs_report",
+]
 
 
 @dataclass(frozen=True)
@@ -160,6 +172,33 @@ def cuda_report(found: Mapping[str, Any] | None, aims: bool = True) -> str:
         Target("fused loss, peak net of the head's gradient, to logits'", found["net_ratio"], 0.2),
     ]
     return "\n".join([*lines, *_targets(targets, aims)])
+
+
+def verl_runs_report(found: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """Return the table of verl's steps: medians with ranges over all steps, and SDPO's median to GRPO's."""
+    lines = ["| part of a step | GRPO, s | range | SDPO, s | range | SDPO to GRPO |", "|---|---:|---:|---:|---:|---:|"]
+    for name in TIMINGS:
+        cells, typical = [], []
+        for mode in ("sync", "sdpo"):
+            middle, low, high = timing_summary(found[mode][name])
+            typical.append(middle)
+            cells += [_number(middle, 3), f"{low:.3f}–{high:.3f}"]
+        lines.append(f"| `{name}` | {' | '.join(cells)} | {_times(_ratio(typical[1], typical[0]))} |")
+    return "\n".join([*lines, "", f"{len(found['sync']['step'])} and {len(found['sdpo']['step'])} steps."])
+
+
+def verl_engine_report(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the table of a micro-batch in verl's engine, with ratios to verl's GRPO."""
+    lines = [
+        "| method | CPU s | to GRPO | s on the clock | peak MiB | to GRPO |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    base = found["grpo"]
+    for name, values in found.items():
+        time, peak = (_times(_ratio(values[figure], base[figure])) for figure in ("cpu_seconds", "peak_mb"))
+        seconds = f"{_number(values['cpu_seconds'], 1)} | {time} | {_number(values['wall_seconds'], 1)}"
+        lines.append(f"| {VERL_METHODS[name]} | {seconds} | {_number(values['peak_mb'], 0)} | {peak} |")
+    return "\n".join(lines)
 
 
 def _targets(targets: Iterable[Target], aims: bool) -> list[str]:
