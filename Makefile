@@ -3,6 +3,8 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 SEEDS ?= 1
+RANKS ?= 1
+SEED ?= 0
 TRL := .venvs/trl/bin
 # What holds on every supported TRL; the other tests of the adapter use features and names of the newest.
 TRL_EVERYWHERE := $(addprefix tests/trl/test_trl_,loss.py rewards.py teachers.py lora.py checkpoint.py) \
@@ -12,13 +14,17 @@ VERL_ONLY := tests/verl tests/support/verl_cpu adapters/sdpo_verl adapters/hydra
 DOC_EXAMPLES := --doctest-modules --markdown-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-trl-oldest test-verl test-fast bench lint format clean env-trl
+.PHONY: help demo demo-verl test test-trl-oldest test-verl test-fast bench bench-verl lint format clean env-trl
 
 help: ## Say what there is
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: env-trl ## Train with GRPO and with SDPO on this machine and compare them (SEEDS=3 for means and spread)
 	@$(TRL)/sdpo demo --seeds $(SEEDS)
+
+demo-verl: ## GRPO and SDPO inside of verl: Ray, TransferQueue, FSDP2 on this CPU (RANKS=2 for two ranks)
+	@$(PYTHON) scripts/environment.py verl
+	@PYTHONPATH=tests/support .venvs/verl/bin/python -m verl_cpu.demo --ranks $(RANKS) --seed $(SEED)
 
 test: lint ## Lint, types, the examples in docstrings and documents, and every test
 	@$(TRL)/python -m pytest $(DOC_EXAMPLES) $(addprefix --ignore=,$(VERL_ONLY)) tests sdpo_plugins adapters README.md docs
@@ -36,6 +42,10 @@ test-fast: env-trl ## The core's quick tests only
 
 bench: env-trl ## Memory and time of the loss and of a step, beside other implementations (BENCH=--quick for a try)
 	@$(TRL)/python -m benchmarks $(BENCH)
+
+bench-verl: ## Time and memory of SDPO beside GRPO inside of verl (BENCH=--quick for a try)
+	@$(PYTHON) scripts/environment.py verl
+	@.venvs/verl/bin/python -m benchmarks.verl $(BENCH)
 
 lint: env-trl ## Style and types
 	@echo "ruff" && $(TRL)/ruff check . && $(TRL)/ruff format --check .
