@@ -10,11 +10,15 @@ TRL := .venvs/trl/bin
 TRL_EVERYWHERE := $(addprefix tests/trl/test_trl_,loss.py rewards.py teachers.py lora.py checkpoint.py) \
 	--deselect tests/trl/test_trl_rewards.py::test_names_are_those_that_trl_gives
 # These import verl, which has an environment of its own.
-VERL_ONLY := tests/verl tests/support/verl_cpu adapters/sdpo_verl adapters/hydra_plugins
+VERL_ONLY := tests/verl tests/support/verl_cpu tests/support/verl_recorded.py adapters/sdpo_verl adapters/hydra_plugins
+# Whole runs of verl, each a dozen processes of which mostly one works: two at a time. A file's tests share its runs.
+VERL_JOBS ?= 2
+VERL_PYTEST := -m pytest -n $(VERL_JOBS) --dist loadfile
+VERL_EVERYWHERE := $(addprefix tests/verl/test_verl_,config.py failures.py install.py step.py)
 DOC_EXAMPLES := --doctest-modules --markdown-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-verl test test-trl-oldest test-verl test-fast bench bench-verl lint format clean env-trl
+.PHONY: help demo demo-verl test test-trl test-trl-oldest test-verl test-verl-oldest test-fast bench bench-verl lint format clean env-trl
 
 help: ## Say what there is
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,16 +30,23 @@ demo-verl: ## GRPO and SDPO inside of verl: Ray, TransferQueue, FSDP2 on this CP
 	@$(PYTHON) scripts/environment.py verl
 	@PYTHONPATH=tests/support .venvs/verl/bin/python -m verl_cpu.demo --ranks $(RANKS) --seed $(SEED)
 
-test: lint ## Lint, types, the examples in docstrings and documents, and every test
+test: lint test-trl test-verl ## Lint, types, the examples in docstrings and documents, and every test of every host
+
+test-trl: env-trl ## The core, the examples and the TRL adapter, on the newest TRL
 	@$(TRL)/python -m pytest $(DOC_EXAMPLES) $(addprefix --ignore=,$(VERL_ONLY)) tests sdpo_plugins adapters README.md docs
 
 test-trl-oldest: ## What must hold on every supported TRL, on the oldest one
 	@$(PYTHON) scripts/environment.py trl-oldest
 	@.venvs/trl-oldest/bin/python -m pytest $(TRL_EVERYWHERE)
 
-test-verl: ## The verl adapter's tests, on verl
+test-verl: ## The verl adapter's tests, on the newest verl
 	@$(PYTHON) scripts/environment.py verl
-	@.venvs/verl/bin/python -m pytest tests/verl
+	@OMP_NUM_THREADS=1 .venvs/verl/bin/python $(VERL_PYTEST) tests/verl
+	@.venvs/verl/bin/python -m pytest $(DOC_EXAMPLES) adapters/sdpo_verl docs/verl.md
+
+test-verl-oldest: ## What must hold on every supported verl, on the oldest one
+	@$(PYTHON) scripts/environment.py verl-oldest
+	@OMP_NUM_THREADS=1 .venvs/verl-oldest/bin/python $(VERL_PYTEST) $(VERL_EVERYWHERE)
 
 test-fast: env-trl ## The core's quick tests only
 	@$(TRL)/python -m pytest -m "not slow" tests/core

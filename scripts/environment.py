@@ -45,11 +45,9 @@ class Environment:
 
 ENVIRONMENTS = {
     "trl": Environment(extras=("trl", "dev"), torch="torch==2.13.0", pins=("trl==1.16.0", "transformers>=5.20,<6")),
-    "verl": Environment(
-        extras=("verl", "dev"),
-        torch="torch==2.13.0",
-        pins=("verl[verl-core]==0.9.1", "torch==2.13.0"),
-    ),
+    "verl": Environment(extras=("verl", "dev"), torch="torch==2.13.0", pins=("verl[verl-core]==0.9.1",)),
+    # The oldest verl of the extra `verl`; an extra verl-core it has not.
+    "verl-oldest": Environment(extras=("verl", "dev"), torch="torch==2.13.0", pins=("verl==0.9.0",)),
     # The oldest TRL of the extra `trl`. It imports requests without asking for it.
     "trl-oldest": Environment(
         extras=("trl", "dev"),

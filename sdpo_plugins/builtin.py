@@ -31,8 +31,8 @@ HOSTS = (
         "verl",
         ">=0.9.0,<0.11",
         "sdpo_verl",
-        _LATER,
-        "verl (adapter not in this release).",
+        "pip install 'sdpo-plugins[verl]'",
+        "verl: a trainer mode, workers and Hydra files, loaded as a plug-in of verl.",
     ),
     Host(
         "openrlhf",

@@ -1,4 +1,4 @@
-"""SDPO's options inside of verl's configuration: where they stand, how they are read, when they are checked.
+"""SDPO's options inside of verl's configuration: where they stand, how they are read, how they are checked.
 
 They keep the authors' path, `actor_rollout_ref.actor.self_distillation`. verl builds its actor configuration from a
 dataclass that refuses unknown keys; `SDPOActorConfig` is that dataclass with one key more.
@@ -6,12 +6,10 @@ dataclass that refuses unknown keys; `SDPOActorConfig` is that dataclass with on
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
 from verl.workers.config import FSDPActorConfig
 
@@ -21,7 +19,7 @@ from sdpo_plugins.plugins import validate
 from sdpo_plugins.presets import preset_options
 from sdpo_verl.config_checks import idle_notices, setting_problems, warn_of
 
-__all__ = ["SECTION", "UNSET", "CheckBeforeStart", "SDPOActorConfig", "check_config", "sdpo_config_of", "settle"]
+__all__ = ["SECTION", "UNSET", "SDPOActorConfig", "check_config", "sdpo_config_of", "settle"]
 
 SECTION = "actor_rollout_ref.actor.self_distillation"
 
@@ -132,25 +130,6 @@ def settle(config: DictConfig) -> SDPOConfig:
     if options.enabled:
         warn_of(idle_notices(config, options))
     return options
-
-
-class CheckBeforeStart(Callback):
-    """Settles the configuration in the launching process, before verl starts Ray: `hydra.callbacks` of our files."""
-
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Settle, or end the program with the list of problems.
-
-        Args:
-            config: Hydra's and verl's; the run gets a copy of it.
-            kwargs: Hydra's others.
-
-        Raises:
-            SystemExit: There are problems. Hydra turns any other error of a callback into a warning.
-        """
-        try:
-            settle(config)
-        except ConfigError as error:
-            sys.exit(f"SDPO: {error}")
 
 
 def _options(section: Any, mode: Any, scale: Any, longest: Any) -> SDPOConfig:

@@ -75,7 +75,7 @@ def setting_problems(config: DictConfig, options: SDPOConfig | None) -> list[str
         config: verl's whole configuration.
         options: SDPO's; None if they are invalid themselves.
     """
-    problems = [*_wiring(config), *_moved(config), *_unknown_actor_keys(config), *_model(config)]
+    problems = [*_wiring(config), *_moved(config), *_unknown_actor_keys(config), *_model(config), *_slots(config)]
     for path, only, why in _ONLY:
         value = _get(config, path, only)
         if value != only and value is not None:
@@ -103,6 +103,12 @@ def idle_notices(config: DictConfig, options: SDPOConfig) -> list[str]:
         notices.append(
             "`algorithm.filter_groups.enable=True` drops groups whose rollouts all succeed or all fail. SDPO learns "
             "from both: from the successes, and from feedback on failures."
+        )
+    remote = _get(config, "trainer.default_hdfs_dir", None)
+    if remote is not None:
+        notices.append(
+            f"`trainer.default_hdfs_dir={remote}` receives the actor alone: the teacher is written below "
+            "`trainer.default_local_dir` only. Keep that folder to resume from."
         )
     mode = _get(config, f"{_ACTOR}.policy_loss.loss_mode", "vanilla")
     if options.grpo_weight == 0.0 and mode not in ("vanilla", "sdpo"):
@@ -207,6 +213,20 @@ def _model(config: DictConfig) -> Iterator[str]:
         yield (
             f"`actor_rollout_ref.model.path={path}` is a vision or audio model, whose prompts SDPO's teacher contexts "
             "cannot carry. Take a text-only model."
+        )
+
+
+def _slots(config: DictConfig) -> Iterator[str]:
+    """Compare the ranks asked for with Ray's places, where the configuration itself says how many those are."""
+    slots = _get(config, "ray_kwargs.ray_init.num_gpus", None)
+    elsewhere = _get(config, "ray_kwargs.ray_init.address", None) or os.environ.get("RAY_ADDRESS")
+    if slots is None or elsewhere:
+        return
+    nodes, each = _get(config, "trainer.nnodes", 1), _get(config, "trainer.n_gpus_per_node", 1)
+    if nodes * each > slots:
+        yield (
+            f"`trainer.nnodes={nodes}` times `trainer.n_gpus_per_node={each}` asks for {nodes * each} ranks, but "
+            f"`ray_kwargs.ray_init.num_gpus={slots}` gives Ray {slots} places. Lower the first or raise the last."
         )
 
 

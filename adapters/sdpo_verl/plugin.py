@@ -11,6 +11,9 @@ from typing import Any
 
 from wrapt import when_imported
 
+from sdpo_plugins.errors import HostError
+from sdpo_verl.installation import check_version
+
 __all__ = ["LOADED"]
 
 LOADED = True
@@ -19,4 +22,22 @@ LOADED = True
 
 @when_imported("verl.trainer.ppo.v1")
 def _register(trainers: Any) -> None:
+    try:
+        check_version()
+    except HostError as error:
+        _refuse(trainers, error)
+        return
     from sdpo_verl import trainer  # noqa: F401  registers the mode as it is imported
+
+
+def _refuse(trainers: Any, reason: HostError) -> None:
+    """Give an unsupported verl a mode `sdpo` that says why it cannot run; runs in other modes are not concerned."""
+    base = getattr(trainers, "PPOTrainer", None)
+    register = getattr(trainers, "register_trainer", None)
+    if base is None or register is None:
+        return  # a verl without trainer modes refuses the name itself
+
+    def raise_reason(cls: type, *args: Any, **kwargs: Any) -> None:
+        raise reason
+
+    register("sdpo")(type("UnsupportedVerl", (base,), {"__new__": raise_reason, "__module__": __name__}))

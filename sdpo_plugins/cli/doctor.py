@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sdpo_plugins._version import __version__
-from sdpo_plugins.cli.hosts import State, advice, state
+from sdpo_plugins.cli.hosts import State, advice, loading_problem, state
 from sdpo_plugins.cli.listing import BUILTIN, PluginReport, hosts_of, plugin_reports
 
 __all__ = ["Finding", "diagnose", "show_diagnosis"]
@@ -163,7 +163,11 @@ def _hosts(reports: list[PluginReport]) -> Iterator[Finding]:
         found = f"{status.installed or 'not installed'}; supported {status.host.requirement}"
         if not status.adapter:
             found += "; its adapter is not in this release"
-        yield Finding(f"host {status.host.name}", _HOST_STATES[state(status)], found, advice(status))
+        problem = loading_problem(status)
+        if problem:
+            yield Finding(f"host {status.host.name}", "warning", f"{found}; it would not load its adapter", problem)
+        else:
+            yield Finding(f"host {status.host.name}", _HOST_STATES[state(status)], found, advice(status))
     if not any(state(status) == "ready" for status in statuses):
         choices = " or ".join(status.host.install for status in statuses if status.adapter)
         yield Finding("hosts", "warning", "none is ready, so nothing can be trained", choices)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from sdpo_plugins._catalogues import HOST_KIND, find
 from sdpo_plugins.errors import HostError
 from sdpo_plugins.plugins import HostStatus, catalogue, load_adapter
 
-__all__ = ["State", "adapter_function", "advice", "state"]
+__all__ = ["State", "adapter_function", "advice", "loading_problem", "state"]
 
 State = Literal["ready", "missing", "unsupported", "no adapter"]
 
@@ -34,6 +36,26 @@ def state(status: HostStatus) -> State:
 def advice(status: HostStatus) -> str:
     """Say which command makes the host usable; "" if none is needed, or none would help."""
     return status.host.install if state(status) in ("missing", "unsupported") else ""
+
+
+def loading_problem(status: HostStatus) -> str | None:
+    """Say why a host that is ready would not load our adapter, and what to do.
+
+    Args:
+        status: What this environment has of the host.
+
+    Returns:
+        None if it would, or if the host loads nothing by itself: such adapters have no module `installation`.
+    """
+    if state(status) != "ready":
+        return None
+    spec = importlib.util.find_spec(status.host.adapter)
+    folders = (spec.submodule_search_locations if spec else None) or []
+    # Looked for as a file: asking the import system would import the adapter, and with it the host.
+    if not any((Path(folder) / "installation.py").is_file() for folder in folders):
+        return None
+    problem: str | None = importlib.import_module(f"{status.host.adapter}.installation").loading_problem()
+    return problem
 
 
 def adapter_function(name: str, module: str, function: str, plugins: Sequence[str] = ()) -> Any:

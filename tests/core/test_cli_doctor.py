@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from typer.testing import CliRunner
 from sdpo_plugins import Host
 from sdpo_plugins.cli import app
 from sdpo_plugins.cli.doctor import diagnose
-from sdpo_plugins.cli.hosts import advice, state
+from sdpo_plugins.cli.hosts import advice, loading_problem, state
 from sdpo_plugins.plugins import host_status
 
 
@@ -46,7 +49,28 @@ def test_it_reports_the_device():
 
 
 def test_hosts_without_an_adapter_are_no_fault():
-    assert findings()["host verl"]["state"] == "note"
+    assert findings()["host openrlhf"]["state"] == "note"
+
+
+def test_an_adapter_says_why_its_host_would_not_load_it(tmp_path, monkeypatch):
+    host = Host("name", "pytest", ">=1", "adapter_that_is_not_loaded", "pip install it")
+    (tmp_path / host.adapter).mkdir()
+    (tmp_path / host.adapter / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert loading_problem(host_status(host)) is None
+    (tmp_path / host.adapter / "installation.py").write_text("def loading_problem():\n    return 'turned off'\n")
+    assert loading_problem(host_status(host)) == "turned off"
+    assert loading_problem(host_status(dataclasses.replace(host, requirement=">=999"))) is None
+
+
+def test_looking_at_an_adapter_does_not_import_it():
+    code = (
+        "import sys; from sdpo_plugins.builtin import HOSTS; from sdpo_plugins.plugins import host_status;"
+        "from sdpo_plugins.cli.hosts import loading_problem; loading_problem(host_status(HOSTS[0]));"
+        "print('sdpo_trl' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize(

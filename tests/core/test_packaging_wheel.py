@@ -19,7 +19,10 @@ from sdpo_plugins._version import __version__
 from sdpo_plugins.plugins import catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = {"sdpo_plugins": ROOT / "sdpo_plugins", "sdpo_trl": ROOT / "adapters" / "sdpo_trl"}
+SOURCES = {
+    "sdpo_plugins": ROOT / "sdpo_plugins",
+    **{name: ROOT / "adapters" / name for name in ("sdpo_trl", "sdpo_verl", "hydra_plugins")},
+}
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +65,7 @@ def source_files() -> set[str]:
 
 def test_wheel_has_our_packages_at_the_top_and_nothing_else(wheel):
     top = {name.partition("/")[0] for name in names(wheel)}
-    assert top == {"sdpo_plugins", "sdpo_trl", f"sdpo_plugins-{__version__}.dist-info"}
+    assert top == {*SOURCES, f"sdpo_plugins-{__version__}.dist-info"}
 
 
 def test_wheel_has_every_source_file(wheel):
@@ -78,6 +81,13 @@ def test_wheel_has_the_checkpoint_the_license_and_the_typing_marker(wheel):
     assert "sdpo_plugins/py.typed" in found
 
 
+def test_wheel_has_hydras_files_and_leaves_hydras_namespace_to_others(wheel):
+    found = names(wheel)
+    assert {"sdpo_verl/conf/sdpo.yaml", "sdpo_verl/conf/sdpo/default.yaml", "sdpo_verl/conf/sdpo/paper.yaml"} <= found
+    ours = {name for name in found if name.startswith("hydra_plugins/")}
+    assert ours == {"hydra_plugins/sdpo_search_path/__init__.py"}
+
+
 def test_wheel_metadata(wheel):
     with zipfile.ZipFile(wheel) as archive:
         info = f"sdpo_plugins-{__version__}.dist-info"
@@ -85,8 +95,9 @@ def test_wheel_metadata(wheel):
         entry_points = archive.read(f"{info}/entry_points.txt").decode()
     assert metadata["Version"] == __version__
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert {"trl", "demo", "dev"} <= set(metadata.get_all("Provides-Extra"))
-    assert "sdpo = sdpo_plugins.cli:main" in entry_points
+    assert {"trl", "verl", "demo", "dev"} <= set(metadata.get_all("Provides-Extra"))
+    assert "[console_scripts]\nsdpo = sdpo_plugins.cli:main\n" in entry_points
+    assert "[verl.plugins]\nsdpo_verl = sdpo_verl.plugin\n" in entry_points
 
 
 def test_the_wheel_of_the_source_distribution_is_the_same(wheel, distributions):

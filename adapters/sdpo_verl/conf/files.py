@@ -90,7 +90,7 @@ def _trainer() -> str:
     return (
         "\ntrainer:\n  v1:\n    trainer_mode: sdpo\n\n"
         "hydra:\n  callbacks:\n    # Refuses a wrong configuration before Ray starts.\n"
-        "    sdpo:\n      _target_: sdpo_verl.config.CheckBeforeStart\n"
+        "    sdpo:\n      _target_: sdpo_verl.start.CheckBeforeStart\n"
     )
 
 
