@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.methods import METHODS, config_of
-from benchmarks.problem import Problem, Shape, make_problem
+from benchmarks.methods import METHODS, config_of, fused_loss
+from benchmarks.problem import Shape, make_problem
 from benchmarks.process import Cost, measured
 from sdpo_plugins.losses import fused_self_distillation_loss, self_distillation_loss
 
@@ -86,7 +86,7 @@ def time_loss(shape: Shape, method: str, repeats: int = 3, chunk_memory_mb: floa
     def run() -> None:
         problem.hidden.grad = problem.weight.grad = None
         if method == "fused":
-            _fused(problem, chunk_memory_mb).backward()
+            fused_loss(problem, "tail", chunk_memory_mb).backward()
         else:
             METHODS["ours_plain_tail"].loss(problem).backward()
 
@@ -174,19 +174,6 @@ def run_cuda(
             if device.type == "cuda":
                 torch.cuda.empty_cache()
     return found
-
-
-def _fused(p: Problem, chunk_memory_mb: float | None) -> Tensor:
-    return fused_self_distillation_loss(
-        p.hidden,
-        p.weight,
-        p.teacher_hidden,
-        p.teacher_weight,
-        p.token_ids,
-        p.mask,
-        config_of("tail", p.shape.top_k),
-        chunk_memory_mb=chunk_memory_mb,
-    )[0]
 
 
 def _decoder(shape: ModelShape, device: str, dtype: str) -> Any:

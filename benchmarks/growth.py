@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.methods import config_of
+from benchmarks.methods import fused_loss
 from benchmarks.problem import Problem, Shape, make_problem
 from benchmarks.process import in_fresh_process, measured, with_cost
-from sdpo_plugins.losses import fused_self_distillation_loss
 
 __all__ = ["CHUNK_MB", "Growth", "fused_cost", "run_growth"]
 
@@ -56,16 +55,7 @@ def fused_cost(shape: dict[str, Any], chunk_memory_mb: float = CHUNK_MB, threads
         torch.set_num_threads(threads)
 
     def run(p: Problem) -> float:
-        loss, _ = fused_self_distillation_loss(
-            p.hidden,
-            p.weight,
-            p.teacher_hidden,
-            p.teacher_weight,
-            p.token_ids,
-            p.mask,
-            config_of("tail", p.shape.top_k),
-            chunk_memory_mb=chunk_memory_mb,
-        )
+        loss = fused_loss(p, "tail", chunk_memory_mb)
         loss.backward()
         return loss.item()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from benchmarks.problem import Problem
 from sdpo_plugins.config import SDPOConfig
 from sdpo_plugins.losses import fused_self_distillation_loss, self_distillation_loss
 
-__all__ = ["ALPHA", "METHODS", "OBJECTIVES", "Method", "config_of", "why_not"]
+__all__ = ["ALPHA", "METHODS", "OBJECTIVES", "Method", "config_of", "fused_loss", "why_not"]
 
 ALPHA = 0.5
 OBJECTIVES = {
@@ -66,19 +67,24 @@ def why_not(method: Method) -> str | None:
     return None
 
 
-def _fused(objective: str) -> Callable[[Problem], Tensor]:
-    def loss(p: Problem) -> Tensor:
-        return fused_self_distillation_loss(
-            p.hidden,
-            p.weight,
-            p.teacher_hidden,
-            p.teacher_weight,
-            p.token_ids,
-            p.mask,
-            config_of(objective, p.shape.top_k),
-        )[0]
+def fused_loss(p: Problem, objective: str, chunk_memory_mb: float | None = None) -> Tensor:
+    """Return our fused loss of a problem, 0-dim, with gradient.
 
-    return loss
+    Args:
+        p: The problem.
+        objective: Key of `OBJECTIVES`.
+        chunk_memory_mb: Working memory of a chunk in MiB; None: the device's default.
+    """
+    return fused_self_distillation_loss(
+        p.hidden,
+        p.weight,
+        p.teacher_hidden,
+        p.teacher_weight,
+        p.token_ids,
+        p.mask,
+        config_of(objective, p.shape.top_k),
+        chunk_memory_mb=chunk_memory_mb,
+    )[0]
 
 
 def _plain(objective: str) -> Callable[[Problem], Tensor]:
@@ -233,7 +239,7 @@ def _methods() -> list[Method]:
     trl, rl, liger = "pip install 'trl<1.17'", "pip install sdpo-rl", "pip install --no-deps liger-kernel"
     found = []
     for objective in OBJECTIVES:
-        found.append(Method(f"ours_{objective}", "ours, fused", objective, _fused(objective)))
+        found.append(Method(f"ours_{objective}", "ours, fused", objective, partial(fused_loss, objective=objective)))
         found.append(Method(f"ours_plain_{objective}", "ours, on logits", objective, _plain(objective)))
         found.append(Method(f"authors_{objective}", "the authors' formula", objective, _authors(objective)))
         found.append(Method(f"trl_{objective}", "TRL experimental.sdpo", objective, _trl(objective), "trl", trl))

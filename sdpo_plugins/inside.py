@@ -63,16 +63,20 @@ def run_inside(wrapper: nn.Module, module: nn.Module, function: Callable[..., An
         restore()
 
 
-def loss_inside(module: nn.Module, states: Tensor, function: Callable[[Tensor], tuple[Tensor, T]]) -> tuple[Tensor, T]:
+def loss_inside(
+    wrapper: nn.Module, module: nn.Module, function: Callable[..., tuple[Tensor, T]], *inputs: Tensor
+) -> tuple[Tensor, T]:
     """Compute a loss in place of a module's forward, so that the module's weights are whole, and get their gradients.
 
     Where FSDP2 or ZeRO-3 cut the module's weights into shards, they gather them for a forward of it, and again once a
-    gradient reaches what it returned. So the loss passes unseen, and unrounded, beside a zero that is in the graph.
+    gradient reaches what it returned; DDP follows what it returned to the weights that take part. So the loss itself
+    passes unseen, and unrounded, beside a zero made of it.
 
     Args:
-        module: The model's head, or the whole bare model.
-        states: What the module is called with, with gradient.
-        function: Returns a loss and anything else.
+        wrapper: As in `run_inside`.
+        module: The model's head (then `wrapper` is the head too), or the whole bare model.
+        function: Returns a finite loss, which has a gradient where one is wanted, and anything else.
+        inputs: As in `run_inside`; where the module's own gradient is to flow into them, with gradient.
 
     Returns:
         The loss and the rest.
@@ -80,15 +84,15 @@ def loss_inside(module: nn.Module, states: Tensor, function: Callable[[Tensor], 
     Example:
         >>> import torch
         >>> layer = nn.Linear(2, 3)
-        >>> loss, rest = loss_inside(layer, torch.ones(4, 2), lambda states: (states.sum(), "rest"))
+        >>> loss, rest = loss_inside(layer, layer, lambda states: (states.sum(), "rest"), torch.ones(4, 2))
         >>> float(loss), rest
         (8.0, 'rest')
     """
 
-    def forward(given: Tensor) -> tuple[Tensor, Opaque]:
-        loss, rest = function(given)
-        return given[:1].sum() * 0.0, Opaque((loss, rest))
+    def forward(*given: Tensor) -> tuple[Tensor, Opaque]:
+        loss, rest = function(*given)
+        return loss * 0.0, Opaque((loss, rest))
 
-    visible, opaque = run_inside(module, module, forward, states)
+    visible, opaque = run_inside(wrapper, module, forward, *inputs)
     loss, rest = opaque.value
     return loss + visible.to(loss.dtype), rest

@@ -18,12 +18,10 @@ from sdpo_plugins.reprompt import (
     encoding_metrics,
     is_success,
     make_render,
-    opens_thinking,
 )
-from sdpo_plugins.reprompt.thinking import closing_tag
 from sdpo_plugins.types import Rollout, TeacherContext, TeacherContexts
 
-__all__ = ["ContextBuilder", "decode_responses", "pad_left", "thinking_opened"]
+__all__ = ["ContextBuilder", "pad_left"]
 
 
 @dataclass(frozen=True)
@@ -137,36 +135,6 @@ def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.dev
     ids = [[pad_token_id] * (width - len(row)) + list(row) for row in rows]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
-def decode_responses(tokenizer: Any, rows: Sequence[Sequence[int]], thinking_tag: str) -> list[str]:
-    """Decode completions without special tokens, except thinking tags: their removal needs them in place.
-
-    Args:
-        tokenizer: Only read.
-        rows: Token ids of each completion.
-        thinking_tag: The opening tag.
-
-    Returns:
-        The texts.
-    """
-    vocabulary = {tokenizer.convert_tokens_to_ids(tag) for tag in (thinking_tag, closing_tag(thinking_tag))}
-    special = set(tokenizer.all_special_ids) - vocabulary
-    kept = [[token for token in map(int, row) if token not in special] for row in rows]
-    texts: list[str] = tokenizer.batch_decode(kept, skip_special_tokens=False)
-    return texts
-
-
-def thinking_opened(tokenizer: Any, prompt_ids: Tensor, thinking_tag: str) -> list[bool]:
-    """Say for each left-padded prompt whether it ends in the opening thinking tag.
-
-    Args:
-        tokenizer: Only read.
-        prompt_ids: [B, P].
-        thinking_tag: The opening tag.
-    """
-    tails = tokenizer.batch_decode(prompt_ids[:, -16:], skip_special_tokens=False)
-    return [opens_thinking(tail, thinking_tag) for tail in tails]
 
 
 def _same_types(prompt_ids: Tensor, their_ids: Tensor, theirs: Tensor) -> Tensor:

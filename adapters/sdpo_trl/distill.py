@@ -14,8 +14,9 @@ from sdpo_plugins.causal_lm import HeadNotFound, SplitModel, split_model, split_
 from sdpo_plugins.errors import ConfigError
 from sdpo_plugins.host_term import HostTerm
 from sdpo_plugins.inside import Opaque, run_inside
+from sdpo_plugins.modes import evaluating
 from sdpo_plugins.prefix import prefix_sharing_problem
-from sdpo_trl.forward import Sequences, completion_logits, evaluating, is_sharded
+from sdpo_trl.forward import Sequences, completion_logits, is_sharded
 from sdpo_trl.fused_path import FusedPath, completion_hidden
 from sdpo_trl.logits_path import LogitsPath
 from sdpo_trl.micro_batch import MicroBatch, PathSettings, micro_batch

@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from sdpo_plugins.embedded import Question, Task, load_task
-from sdpo_trl.forward import evaluating
+from sdpo_plugins.modes import evaluating
 
 __all__ = ["dataset_of", "reward_of", "sampled_accuracy"]
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-__all__ = ["Sequences", "completion_logits", "evaluating", "is_sharded", "sampled_log_probs", "token_entropies"]
+__all__ = ["Sequences", "completion_logits", "is_sharded", "sampled_log_probs", "token_entropies"]
 
 
 @dataclass(frozen=True)
@@ -126,22 +125,6 @@ def token_entropies(logits: Tensor, temperature: float) -> Tensor:
         # A masked entry of the vocabulary has p = 0 and log p = -inf, and adds nothing.
         rows.append(-torch.where(probs > 0, probs * log_probs, probs).sum(dim=-1))
     return torch.stack(rows)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode for the block, then give every submodule its own mode back.
-
-    The teacher's scores must not depend on dropout, and gradient checkpointing has no place in a pass without gradient.
-    """
-    was_training = [part for part in module.modules() if part.training]
-    for part in was_training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in was_training:
-            part.training = True
 
 
 def is_sharded(module: nn.Module) -> bool:

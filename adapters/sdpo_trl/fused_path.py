@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from sdpo_plugins.causal_lm import SplitModel
-from sdpo_plugins.host_term import HostTerm
+from sdpo_plugins.host_term import HostTerm, linear_term
 from sdpo_plugins.inside import Opaque, loss_inside, run_inside
-from sdpo_plugins.losses import FusedRows, LinearTerm, LMHead, fused_row_losses, row_weights
+from sdpo_plugins.losses import FusedRows, LMHead, fused_row_losses, row_weights
 from sdpo_plugins.losses.fused import LogProbTerm
+from sdpo_plugins.modes import evaluating
 from sdpo_plugins.prefix import hidden_behind_prefixes, plan_prefixes
+from sdpo_plugins.step_metrics import token_sums
 from sdpo_plugins.teacher import local_tensors
-from sdpo_trl.forward import Sequences, evaluating
+from sdpo_trl.forward import Sequences
 from sdpo_trl.micro_batch import MicroBatch, PathSettings
-from sdpo_trl.sums import loss_sums
 
 __all__ = ["FusedPath"]
 
@@ -64,20 +65,11 @@ class FusedPath:
             if batch.has_active or settings.sharded:
                 teacher = self.teacher_states(module, batch.behind)
 
-            def forward() -> Any:
+            def forward() -> tuple[Tensor, dict[str, Tensor]]:
                 hidden = completion_hidden(self.split.body, batch.source)
-                loss, sums = self._rows(hidden, teacher, batch, host)
-                if not settings.sharded:
-                    return loss, Opaque(sums)
-                # FSDP2 rounds what a forward returns, and gathers weights again once a gradient reaches it: the loss
-                # passes unseen, beside a zero that is in the graph.
-                return hidden[:1, :1, :1].sum() * 0.0, Opaque((loss, sums))
+                return self._rows(hidden, teacher, batch, host)
 
-            visible, opaque = run_inside(student, module, forward)
-        if not settings.sharded:
-            return visible, opaque.value
-        loss, sums = opaque.value
-        return loss + visible.float(), sums
+            return loss_inside(student, module, forward)
 
     def _rows(
         self, hidden: Tensor, teacher: TeacherStates, batch: MicroBatch, host: HostTerm | None
@@ -110,7 +102,8 @@ class FusedPath:
             head = self.split.head()
             correction = torch.zeros((), device=states.device)
             if host is not None:
-                linear, correction = self._host_term(states, head, ids, tokens, batch, host, length, common)
+                places = batch.places(tokens, length)
+                linear, correction = linear_term(host, states, head, ids, places, batch.mask.shape, config, **common)
                 terms.append(linear)
             found = fused_row_losses(
                 states,
@@ -126,17 +119,17 @@ class FusedPath:
                 divergence=settings.divergence,
                 teacher_shares=teacher.shares,
                 entropies=True,
-                place=lambda row: batch.place(int(tokens[row]), length),
+                place=lambda row: batch.place(tokens[row], length),
                 **common,
             )
             return found.loss + correction, found
 
         states = hidden.reshape(-1, hidden.size(-1)).index_select(0, tokens)
-        loss, found = loss_inside(self.split.linear, states, inside)
+        loss, found = loss_inside(self.split.linear, self.split.linear, inside, states)
         with torch.no_grad():
             if found.tokens is not None and found.entropies is not None:
                 success = batch.column("sdpo_success", length)[first]
-                sums = loss_sums(found.tokens, found.entropies[: first.numel()], success)
+                sums = token_sums(found.tokens, found.entropies[: first.numel()], success)
                 if self.share_prefix:
                     one = torch.ones((), device=hidden.device)
                     sums.update(prefix_saved=teacher.saved * one, prefix_batches=one)
@@ -184,33 +177,6 @@ class FusedPath:
                 states.heads.append(head)
                 states.shares.append(item.share)
         return states
-
-    def _host_term(
-        self,
-        states: Tensor,
-        head: LMHead,
-        ids: Tensor,
-        tokens: Tensor,
-        batch: MicroBatch,
-        host: HostTerm,
-        length: int,
-        common: dict[str, Any],
-    ) -> tuple[LinearTerm, Tensor]:
-        """Let the host compute its loss from log-probs of ours, and return its derivative as a term.
-
-        Returns:
-            The term, and what has to be added to its value to make it the host's loss.
-        """
-        with torch.no_grad():
-            known = fused_row_losses(
-                states, head, None, None, ids, None, self.settings.config, entropies=True, **common
-            )
-        assert known.entropies is not None
-        value, slope = host.slope(
-            batch.spread(known.log_probs, tokens, length), batch.spread(known.entropies, tokens, length)
-        )
-        picked = batch.rows_of(slope, length).reshape(-1)[tokens]
-        return LinearTerm(picked), value - (picked * known.log_probs).sum()
 
     def _reference_kl(self, batch: MicroBatch, tokens: Tensor, length: int, like: Tensor) -> LogProbTerm:
         settings, config = self.settings, self.settings.config

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from sdpo_plugins.losses import aggregate, per_token_losses
+from sdpo_plugins.modes import evaluating
+from sdpo_plugins.step_metrics import token_sums
 from sdpo_plugins.teacher import local_tensors
-from sdpo_trl.forward import Sequences, completion_logits, evaluating, sampled_log_probs, token_entropies
+from sdpo_trl.forward import Sequences, completion_logits, sampled_log_probs, token_entropies
 from sdpo_trl.fused_path import estimate_kl
 from sdpo_trl.micro_batch import MicroBatch, PathSettings
-from sdpo_trl.sums import loss_sums
 
 __all__ = ["LogitsPath"]
 
@@ -107,7 +108,7 @@ class LogitsPath:
             scale_factor=settings.scale_factor,
         )
         success = inputs["sdpo_success"][rows].unsqueeze(1).expand_as(mask)
-        return loss, loss_sums(losses, token_entropies(student, settings.temperature), success, mask)
+        return loss, token_sums(losses, token_entropies(student, settings.temperature), success, mask)
 
     def _reference_kl(self, logits: Tensor, batch: MicroBatch, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         settings, config, inputs = self.settings, self.settings.config, batch.inputs

@@ -60,16 +60,18 @@ class PathSettings:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Args:
-    inputs: TRL's micro-batch with our `sdpo_*` entries.
-    window: What the whole step is divided by.
-    mask: [B, T], 1 for tokens that the student wrote.
-    active_mask: [B, T], 1 for tokens that carry SDPO's loss.
-    rows: Rows in the student's pass [R].
-    teacher_rows: Rows in the teacher's pass.
-    source: What the student reads, R sequences.
-    behind: What the teacher reads; two tokens if nobody is active.
-    whole: True if rows cannot be taken out (images).
+    """TRL's micro-batch with the rows of both passes chosen and their sequences built.
+
+    Args:
+        inputs: TRL's micro-batch with our `sdpo_*` entries.
+        window: What the whole step is divided by.
+        mask: [B, T], 1 for tokens that the student wrote.
+        active_mask: [B, T], 1 for tokens that carry SDPO's loss.
+        rows: Rows in the student's pass [R].
+        teacher_rows: Rows in the teacher's pass.
+        source: What the student reads, R sequences.
+        behind: What the teacher reads; two tokens if nobody is active.
+        whole: True if rows cannot be taken out (images).
     """
 
     inputs: Mapping[str, Any]
@@ -111,15 +113,14 @@ class MicroBatch:
         """Return some entries of such an input, or None if the host gave none."""
         return None if self.inputs.get(name) is None else self.column(name, length)[tokens]
 
-    def spread(self, values: Tensor, tokens: Tensor, length: int) -> Tensor:
-        """Put values of single tokens back to their places in [B, T], among zeros."""
-        result = torch.zeros(self.mask.shape, dtype=values.dtype, device=values.device)
-        result[self.rows[tokens // length], tokens % length] = values
-        return result
+    def places(self, tokens: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Return row and position in [B, T] of single tokens of the student's pass."""
+        return self.rows[tokens // length], tokens % length
 
-    def place(self, token: int, length: int) -> str:
+    def place(self, token: Tensor, length: int) -> str:
         """Name a token of the student's pass."""
-        return f"row {int(self.rows[token // length])} of the micro-batch, position {token % length} of the completion"
+        row, position = self.places(token, length)
+        return f"row {int(row)} of the micro-batch, position {int(position)} of the completion"
 
 
 def micro_batch(inputs: Mapping[str, Any], window: Window, *, everyone: bool, student_extra: Any = None) -> MicroBatch:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from sdpo_plugins.config import SDPOConfig
+from sdpo_plugins.modes import evaluating
 from sdpo_plugins.reprompt import is_success
 from sdpo_plugins.teacher import Teacher, local_tensors
 from sdpo_plugins.types import Rollout
-from sdpo_trl.forward import evaluating, is_sharded
+from sdpo_trl.forward import is_sharded
 from sdpo_trl.rollouts import total_rewards
 
 __all__ = ["TeacherProbe", "as_turns", "one_per_question", "successes", "teacher_answers"]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sdpo_plugins.errors import ConfigError, TeacherError
-from sdpo_plugins.teacher import Teacher, load_teacher, save_teacher
+from sdpo_plugins.teacher import Teacher, check_holds_teacher, load_teacher, save_teacher
 
 __all__ = [
     "FOLDER",
@@ -44,13 +44,11 @@ def load_teacher_state(
     Raises:
         TeacherError: The checkpoint has no teacher, another one, or a damaged one.
     """
-    folder = checkpoint / FOLDER / "teacher"
-    if not folder.is_dir():
-        raise TeacherError(
-            f"The checkpoint {checkpoint} holds no SDPO teacher (no folder {FOLDER}/teacher), so resuming would "
-            "silently start a new one from today's weights. Was it written by another trainer? To begin SDPO from its "
-            "weights, load the model from that folder and train without `resume_from_checkpoint`."
-        )
+    folder = check_holds_teacher(
+        checkpoint,
+        f"{FOLDER}/teacher",
+        "To begin SDPO from its weights, load the model from that folder and train without `resume_from_checkpoint`.",
+    )
     if sharded:
         load_teacher(teacher, folder, tensors, rank=rank, world_size=world_size)
     else:

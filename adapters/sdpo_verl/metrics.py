@@ -1,12 +1,33 @@
-"""The step's metrics from the sums that verl added up over micro-batches and ranks."""
+"""A step's sums on their way through verl, which adds metrics up by name over micro-batches and ranks."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["step_metrics"]
+from torch import Tensor
+from verl.utils.metric import AggregationType, Metric
 
-_PREFIXES = ("actor/sdpo_sum/", "sdpo_sum/")
+from sdpo_plugins.step_metrics import SUMS, means_of_sums
+
+__all__ = ["step_metrics", "sum_metrics"]
+
+_NAME = "sdpo_sum/"
+_PREFIXES = (f"actor/{_NAME}", _NAME)
+
+
+def sum_metrics(sums: Mapping[str, Tensor]) -> dict[str, Metric]:
+    """Return a micro-batch's sums as metrics of verl: every one there is, as ranks must all give the same names.
+
+    Args:
+        sums: As of `sdpo_plugins.step_metrics.token_sums`; what is missing is 0.
+
+    Example:
+        >>> found = sum_metrics({})
+        >>> found["sdpo_sum/active_tokens"].aggregate() == 0.0
+        True
+    """
+    return {_NAME + name: Metric(AggregationType.SUM, float(sums.get(name, 0.0))) for name in SUMS}
 
 
 def step_metrics(metrics: dict[str, Any]) -> dict[str, float]:
@@ -27,15 +48,4 @@ def step_metrics(metrics: dict[str, Any]) -> dict[str, float]:
     for prefix in _PREFIXES:
         for key in [name for name in metrics if name.startswith(prefix)]:
             sums[key.removeprefix(prefix)] = float(metrics.pop(key))
-    active = sums.get("active_tokens", 0.0)
-    found = {"self_distillation/active_tokens": active}
-    if active > 0:
-        for name in ("divergence", "log_prob", "entropy", "gap"):
-            if name in sums:
-                found[f"self_distillation/{name}"] = sums[name] / active
-        succeeded = sums.get("success_tokens", 0.0)
-        if "gap" in sums and succeeded > 0:
-            found["self_distillation/gap_on_success"] = sums["gap_success"] / succeeded
-        if "gap" in sums and active > succeeded:
-            found["self_distillation/gap_on_failure"] = (sums["gap"] - sums["gap_success"]) / (active - succeeded)
-    return found
+    return means_of_sums(sums)

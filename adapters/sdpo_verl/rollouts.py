@@ -10,8 +10,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from sdpo_plugins.config import SDPOConfig
-from sdpo_plugins.reprompt import encode_contexts, encoding_metrics, is_success, opens_thinking
-from sdpo_plugins.reprompt.thinking import closing_tag
+from sdpo_plugins.reprompt import decode_responses, encode_contexts, encoding_metrics, is_success, thinking_opened
 from sdpo_plugins.types import Rollout, TeacherContexts
 from sdpo_verl.jagged import nested
 
@@ -31,10 +30,8 @@ def rollouts_of(data: Mapping[str, Any], padding: Sequence[bool], tokenizer: Any
         config: The SDPO options.
     """
     extras = [_extra(row) for row in data["extra_fields"]]
-    responses = [row.tolist() for row in data["responses"].unbind()]
-    texts = _decode(tokenizer, responses, config.thinking_tag)
-    tails = [row[-16:].tolist() for row in data["prompts"].unbind()]
-    opened = [opens_thinking(tail, config.thinking_tag) for tail in tokenizer.batch_decode(tails)]
+    texts = decode_responses(tokenizer, (row.tolist() for row in data["responses"].unbind()), config.thinking_tag)
+    opened = thinking_opened(tokenizer, data["prompts"].unbind(), config.thinking_tag)
     rewards = [float(row.sum()) for row in data["rm_scores"].unbind()]
     rollouts = []
     for row, uid in enumerate(data["uid"]):
@@ -102,12 +99,3 @@ def teacher_fields(
 def _extra(row: Any) -> Mapping[str, Any]:
     found = row.get("reward_extra_info", row) if isinstance(row, Mapping) else {}
     return found if isinstance(found, Mapping) else {}
-
-
-def _decode(tokenizer: Any, rows: Sequence[Sequence[int]], thinking_tag: str) -> list[str]:
-    """Decode without special tokens, except thinking tags: their removal needs them in place."""
-    tags = {tokenizer.convert_tokens_to_ids(tag) for tag in (thinking_tag, closing_tag(thinking_tag))}
-    special = set(tokenizer.all_special_ids) - tags
-    kept = [[token for token in row if token not in special] for row in rows]
-    texts: list[str] = tokenizer.batch_decode(kept, skip_special_tokens=False)
-    return texts

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TokenLosses",
+    "combine_tokens",
     "is_own_divergence",
     "per_token_losses",
     "resolve_divergence",
@@ -69,6 +70,25 @@ class TokenLosses:
     rollout_is_weights: Tensor | None = None
     student_mass: Tensor | None = None
     teacher_mass: Tensor | None = None
+
+
+def combine_tokens(parts: Sequence[TokenLosses], combine: Callable[[list[Tensor]], Tensor]) -> TokenLosses:
+    """Return token losses of which each value is made from those of the parts; None stays None.
+
+    Args:
+        parts: At least one, all with the same values.
+        combine: What to do with one value's tensors, one of each part.
+
+    Example:
+        >>> part = TokenLosses(torch.zeros(2), torch.zeros(2), torch.zeros(2), None)
+        >>> combine_tokens([part, part], torch.cat).per_token.shape
+        torch.Size([4])
+    """
+    combined: dict[str, Tensor | None] = {}
+    for item in fields(TokenLosses):
+        values = [getattr(part, item.name) for part in parts]
+        combined[item.name] = None if values[0] is None else combine(values)
+    return TokenLosses(**combined)  # type: ignore[arg-type]
 
 
 def resolve_divergence(config: SDPOConfig) -> DivergenceFunction:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from sdpo_plugins.modes import evaluating
 from sdpo_plugins.prefix.cache import SharedCacheError
 from sdpo_plugins.prefix.forward import hidden_behind_prefixes, plain_hidden
 from sdpo_plugins.prefix.plan import PrefixPlan
@@ -78,7 +77,7 @@ def _problem_in_trial(body: nn.Module) -> str | None:
     prompts, completions = torch.tensor(_PROMPTS, device=device), torch.tensor(_COMPLETIONS, device=device)
     inputs = (prompts, (prompts != 0).long(), completions, (completions != 0).long())
     try:
-        with _eval_mode(body), torch.no_grad():
+        with evaluating(body), torch.no_grad():
             plain = plain_hidden(body, *inputs)
             shared = hidden_behind_prefixes(body, *inputs, _PLAN)
     except torch.OutOfMemoryError:
@@ -103,14 +102,3 @@ def _difference(plain: Tensor, shared: Tensor, asked: Tensor) -> str | None:
         f"in a trial the hidden states behind shared prefixes differed from the plain pass's by {relative:.2g} of "
         "their norm: its positions are absolute and move with the padding, or its cache is not exact"
     )
-
-
-@contextmanager
-def _eval_mode(body: nn.Module) -> Iterator[None]:
-    modes: list[tuple[Any, bool]] = [(module, module.training) for module in body.modules()]
-    body.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -1,6 +1,7 @@
 """What the teacher reads: who demonstrates, the templates, truncation, and tokenisation. No torch here."""
 
 from sdpo_plugins.reprompt.contexts import build_teacher_contexts, build_template, is_success
+from sdpo_plugins.reprompt.decoding import decode_responses, thinking_opened
 from sdpo_plugins.reprompt.encode import (
     EncodedContext,
     EncodedContexts,
@@ -25,6 +26,7 @@ __all__ = [
     "build_template",
     "check_chat_template",
     "check_prompts",
+    "decode_responses",
     "encode_context",
     "encode_contexts",
     "encoding_metrics",
@@ -36,4 +38,5 @@ __all__ = [
     "remove_thinking",
     "rendered_text",
     "thinking_is_unclosed",
+    "thinking_opened",
 ]

@@ -2,7 +2,7 @@
 checkpoints."""
 
 from sdpo_plugins.teacher.base import Teacher
-from sdpo_plugins.teacher.checkpoint import load_teacher, save_teacher
+from sdpo_plugins.teacher.checkpoint import check_holds_teacher, load_teacher, save_teacher
 from sdpo_plugins.teacher.named import Distance, check_same_names, copy_named, distance, lerp_named_
 from sdpo_plugins.teacher.passes import Pass, mix_passes
 from sdpo_plugins.teacher.strategies import Ema, Frozen, Live, LoraEma, TrustRegion
@@ -18,6 +18,7 @@ __all__ = [
     "Pass",
     "Teacher",
     "TrustRegion",
+    "check_holds_teacher",
     "check_same_names",
     "clean_name",
     "copy_named",

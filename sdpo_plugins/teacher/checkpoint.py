@@ -18,7 +18,7 @@ from sdpo_plugins.errors import TeacherError
 from sdpo_plugins.teacher.base import Teacher
 from sdpo_plugins.teacher.checks import FORMAT_VERSION, check_same_strategy
 
-__all__ = ["load_teacher", "save_teacher"]
+__all__ = ["check_holds_teacher", "load_teacher", "save_teacher"]
 
 _FILE = re.compile(r"^teacher-(\d+)-of-(\d+)\.json$")
 _KEYS = ("name", "format", "updates", "reached", "rank", "world_size", "size", "crc32", "tensors")
@@ -107,6 +107,32 @@ def load_teacher(
         teacher.load_state_dict(state, tensors)
     except TeacherError as error:
         raise TeacherError(f"{described}: {error}") from error
+
+
+def check_holds_teacher(checkpoint: str | Path, part: str, remedy: str) -> Path:
+    """Return the path of SDPO's part of a host's checkpoint, or refuse to resume without it.
+
+    Args:
+        checkpoint: The checkpoint's folder.
+        part: What SDPO wrote there, relative to the folder.
+        remedy: How to begin SDPO from a checkpoint's weights in this host, a sentence.
+
+    Raises:
+        TeacherError: There is nothing of that name.
+
+    Example:
+        >>> check_holds_teacher("/nowhere/step-5", "sdpo/teacher", "Start anew.")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        sdpo_plugins.errors.TeacherError: The checkpoint /nowhere/step-5 holds no SDPO teacher (no sdpo/teacher), ...
+    """
+    path = Path(checkpoint) / part
+    if not path.exists():
+        raise TeacherError(
+            f"The checkpoint {checkpoint} holds no SDPO teacher (no {part}), so resuming would silently start a new "
+            f"one from today's weights. Was it written by another trainer? {remedy}"
+        )
+    return path
 
 
 def _paths(folder: Path, rank: int, world_size: int) -> tuple[Path, Path]:

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from fused_cases import MODES, assert_same, draw, fused, on, plain, relative_error
+from fused_cases import MODES, assert_same, draw, fused, fused_loss, on, plain, relative_error
 from live_tensors import LiveTensors
-from sdpo_plugins.losses import LinearTerm, LMHead, PolicyTerm, fused_row_losses, fused_self_distillation_loss
+from sdpo_plugins.losses import LinearTerm, LMHead, PolicyTerm, fused_row_losses
 
 SMOOTH = [mode for mode in MODES if mode != "sampled"]
 
@@ -60,9 +60,7 @@ def test_a_factor_on_the_loss_is_a_factor_on_the_gradients(mode):
     case = draw(bias=True)
     _, expected, _ = fused(case, MODES[mode])
     for factor in (3.0, -0.5, 0.0):
-        loss, _ = fused_self_distillation_loss(
-            case.hidden, case.head, case.teacher_hidden, case.teacher_head, case.token_ids, case.mask, MODES[mode]
-        )
+        loss, _ = fused_loss(case, MODES[mode])
         ours = torch.autograd.grad(loss * factor + 1.0, list(case.leaves.values()))
         for gradient, name in zip(ours, expected, strict=True):
             torch.testing.assert_close(gradient, expected[name] * factor, rtol=1e-12, atol=0)
@@ -93,9 +91,7 @@ def test_a_loss_scale_saves_small_float16_gradients(mode):
 
 def test_a_second_backward_pass_is_refused():
     case = draw()
-    loss, _ = fused_self_distillation_loss(
-        case.hidden, case.head, case.teacher_hidden, case.teacher_head, case.token_ids, case.mask, MODES["tail"]
-    )
+    loss, _ = fused_loss(case, MODES["tail"])
     loss.backward(retain_graph=True)
     before = case.weight.grad.clone()
     with pytest.raises(RuntimeError, match="hands its gradients over once"):
@@ -111,15 +107,7 @@ def test_without_gradients_none_are_computed(mode, without):
     with without():
         inside = case.with_(mask=case.mask.clone(), token_ids=case.token_ids.clone())
         with LiveTensors() as live:
-            loss, metrics = fused_self_distillation_loss(
-                inside.hidden,
-                inside.head,
-                inside.teacher_hidden,
-                inside.teacher_head,
-                inside.token_ids,
-                inside.mask,
-                MODES[mode],
-            )
+            loss, metrics = fused_loss(inside, MODES[mode])
     assert not loss.requires_grad and case.weight.numel() not in live.counts
     assert_same((loss, {}, metrics), (expected[0], {}, expected[2]), 1e-9)
 
@@ -134,15 +122,7 @@ def test_inside_of_a_compiled_function():
         return graph.forward
 
     def step(hidden):
-        loss, metrics = fused_self_distillation_loss(
-            torch.tanh(hidden) * 2,
-            case.head,
-            case.teacher_hidden,
-            case.teacher_head,
-            case.token_ids,
-            case.mask,
-            MODES["tail"],
-        )
+        loss, metrics = fused_loss(case.with_(hidden=torch.tanh(hidden) * 2), MODES["tail"])
         return loss * 3, metrics
 
     expected, theirs = step(case.hidden)

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from sdpo_plugins.reprompt import opens_thinking, remove_thinking, thinking_is_unclosed
+from sdpo_plugins.reprompt import (
+    decode_responses,
+    opens_thinking,
+    remove_thinking,
+    thinking_is_unclosed,
+    thinking_opened,
+)
 
 # text, opened, paired, tolerant, strict
 MATRIX = [
@@ -61,3 +68,27 @@ def test_a_template_that_opens_the_tag_is_recognised() -> None:
     assert opens_thinking("<|im_start|>assistant\n<think>\n", "<think>")
     assert not opens_thinking("<|im_start|>assistant\n<think>\n\n</think>\n\n", "<think>")
     assert not opens_thinking("Use <think> tags.\n<|im_start|>assistant\n", "<think>")
+
+
+def test_decoding_keeps_thinking_tags_even_where_they_are_special_tokens(bpe_tokenizer):
+    tokenizer = bpe_tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    text = "<think>two numbers</think> sum<|im_end|><|pad|><|pad|>"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    expected = "<think>two numbers</think> sum"
+    assert decode_responses(tokenizer, [ids, []], "<think>") == [expected, ""]
+    assert decode_responses(tokenizer, torch.tensor([ids]), "<think>") == [expected]
+    # Tags of another name are special tokens like any other.
+    assert "<think>" not in decode_responses(tokenizer, [ids], "<reason>")[0]
+
+
+def test_a_prompt_opens_thinking_if_it_ends_in_the_tag(bpe_tokenizer):
+    prompts = [
+        "the sum of two numbers " * 20 + "<think>\n",
+        "<think> two numbers",
+        "<think>\n\n</think>\n\n",
+        "a<think>",
+    ]
+    rows = [bpe_tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    assert thinking_opened(bpe_tokenizer, rows, "<think>") == [True, False, False, True]
+    assert thinking_opened(bpe_tokenizer, [torch.tensor(row) for row in rows], "<think>") == [True, False, False, True]

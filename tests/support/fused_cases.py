@@ -131,11 +131,16 @@ def plain(case: Case, config: SDPOConfig, **options: Any) -> Result:
     return loss.detach(), gradients(loss, case), metrics
 
 
-def fused(case: Case, config: SDPOConfig, **options: Any) -> Result:
-    """Return the same of the fused loss."""
-    loss, metrics = fused_self_distillation_loss(
+def fused_loss(case: Case, config: SDPOConfig, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the fused loss, with gradient, and its metrics."""
+    return fused_self_distillation_loss(
         case.hidden, case.head, case.teacher_hidden, case.teacher_head, case.token_ids, case.mask, config, **options
     )
+
+
+def fused(case: Case, config: SDPOConfig, **options: Any) -> Result:
+    """Return the same of the fused loss."""
+    loss, metrics = fused_loss(case, config, **options)
     return loss.detach(), gradients(loss, case), metrics
 
 

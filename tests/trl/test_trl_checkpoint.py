@@ -172,7 +172,7 @@ def test_only_the_newest_checkpoint_is_kept_and_it_is_whole(run: Made, tmp_path:
 def test_older_checkpoints_go_only_when_the_new_one_is_whole(
     run: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sdpo_trl.trainer as ours
+    import sdpo_trl.resume as ours
 
     def full_disk(checkpoint: Path, *args: Any) -> None:
         if checkpoint.name == "checkpoint-4":

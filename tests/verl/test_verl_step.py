@@ -19,10 +19,15 @@ import verl_cpu.engine  # noqa: F401  registers the engine
 from sdpo_plugins import SDPOConfig
 from sdpo_plugins.embedded import checkpoint_path
 from sdpo_plugins.losses import self_distillation_loss
+from sdpo_plugins.step_metrics import SUMS
+from sdpo_verl.metrics import step_metrics
 from sdpo_verl.worker import SDPOTrainingWorker
 
 PROMPTS, CONTEXTS, RESPONSES = (5, 7, 6, 9), (11, 12, 10, 15), (4, 6, 3, 8)
 ACTIVE = torch.tensor([1.0, 1.0, 0.0, 1.0])
+WRITTEN = [torch.ones(n, dtype=torch.int64) for n in RESPONSES]
+# A tool's output inside of three answers, at the end of one of them, and in front of the last token of another.
+WITH_TOOLS = [torch.tensor(row) for row in ([1, 0, 0, 1], [1, 1, 0, 1, 0, 0], [1, 1, 1], [1, 1, 0, 0, 0, 0, 0, 1])]
 
 
 class Worker(SDPOTrainingWorker):
@@ -79,7 +84,8 @@ def jagged(rows: Any) -> torch.Tensor:
 class Batch:
     """Four recorded rows, one of them inactive, with what GRPO and a reference would give."""
 
-    def __init__(self) -> None:
+    def __init__(self, masks: list[torch.Tensor] = WRITTEN) -> None:
+        self.masks = masks
         g = torch.Generator().manual_seed(0)
         self.prompts, self.contexts, self.responses = (draw(x, g) for x in (PROMPTS, CONTEXTS, RESPONSES))
         self.ids = [torch.cat(pair) for pair in zip(self.prompts, self.responses, strict=True)]
@@ -90,16 +96,20 @@ class Batch:
         )
         self.advantages = [torch.full((n,), value) for n, value in zip(RESPONSES, (1.0, -0.5, 0.7, -1.2), strict=True)]
 
+    @property
+    def active_tokens(self) -> int:
+        """Tokens that carry SDPO's loss."""
+        return int(sum(mask.sum() for mask, active in zip(self.masks, ACTIVE, strict=True) if active))
+
     def tensordict(self, micro: int, removes_padding: bool) -> TensorDict:
-        ones = [torch.ones(n, dtype=torch.int64) for n in RESPONSES]
         data = TensorDict(
             {
                 "prompts": jagged(self.prompts),
                 "responses": jagged(self.responses),
                 "input_ids": jagged(self.ids),
                 "position_ids": jagged(torch.arange(len(row)) for row in self.ids),
-                "response_mask": jagged(ones),
-                "loss_mask": jagged(ones),
+                "response_mask": jagged(self.masks),
+                "loss_mask": jagged(self.masks),
                 "teacher_input_ids": jagged(self.teacher_ids),
                 "teacher_position_ids": jagged(torch.arange(len(row)) for row in self.teacher_ids),
                 "old_log_probs": jagged(self.old),
@@ -136,9 +146,9 @@ def padded(rows: Any) -> torch.Tensor:
     return torch.stack([pad(row, (0, 0) * (row.dim() - 1) + (0, width - row.shape[0])) for row in rows])
 
 
-def plain(folder: str, config: SDPOConfig, actor: Any) -> tuple[float, dict[str, torch.Tensor]]:
+def plain(folder: str, config: SDPOConfig, actor: Any, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients from transformers, the core's loss on logits, and verl's loss on its log-probs."""
-    batch, model = Batch(), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
 
     def logits(ids: list[torch.Tensor], before: Any) -> torch.Tensor:
         rows = [model(row[None]).logits[0, start - 1 : -1] for row, start in zip(ids, before, strict=True)]
@@ -147,7 +157,7 @@ def plain(folder: str, config: SDPOConfig, actor: Any) -> tuple[float, dict[str,
     student = logits(batch.ids, PROMPTS)
     with torch.no_grad():
         teacher = logits(batch.teacher_ids, CONTEXTS)
-    ids, mask = padded(batch.responses), padded([torch.ones(n) for n in RESPONSES])
+    ids, mask = padded(batch.responses), padded([row.float() for row in batch.masks])
     loss, _ = self_distillation_loss(
         student,
         teacher,
@@ -163,7 +173,7 @@ def plain(folder: str, config: SDPOConfig, actor: Any) -> tuple[float, dict[str,
         log_probs = torch.log_softmax(student / 0.8, -1).gather(-1, ids[..., None])[..., 0]
         data = batch.tensordict(4, False)
         data["prompts"] = jagged(batch.prompts)
-        tu.assign_non_tensor(data, dp_size=1, batch_num_tokens=sum(RESPONSES))
+        tu.assign_non_tensor(data, dp_size=1, batch_num_tokens=int(mask.sum()))
         stream = jagged(
             torch.cat([row.new_zeros(before - 1), row[:n], row.new_zeros(1)])
             for row, before, n in zip(log_probs, PROMPTS, RESPONSES, strict=True)
@@ -204,16 +214,13 @@ OBJECTIVES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("micro", [4, 1], ids=["whole", "four parts"])
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-def test_loss_and_gradient_are_those_of_plain_transformers(
-    worker: Any, folder: str, objective: str, micro: int
-) -> None:
+def check_step(worker: Any, folder: str, objective: str, batch: Batch, micro: int = 4, **settings: Any) -> Any:
+    """Run the engine over the batch, compare loss and gradient with those of plain transformers; return its record."""
     options, host = OBJECTIVES[objective]
     config, actor = SDPOConfig(**options), FSDPActorConfig(**SETTINGS, **host)
     worker.start_sdpo(config.to_mapping(), actor)
-    data = Batch().tensordict(micro, worker.removes_padding)
-    tu.assign_non_tensor(data, sdpo_denominator=worker._denominator(data, config))
+    data = batch.tensordict(micro, worker.removes_padding)
+    tu.assign_non_tensor(data, sdpo_denominator=worker._denominator(data, config), **settings)
     worker.engine.forward_step = worker.sdpo
     try:
         with worker.engine.train_mode():
@@ -222,9 +229,53 @@ def test_loss_and_gradient_are_those_of_plain_transformers(
             gradients = {name: p.grad.full_tensor().clone() for name, p in worker.engine.module.named_parameters()}
     finally:
         del worker.engine.forward_step
-    loss, expected = plain(folder, config, actor)
+    loss, expected = plain(folder, config, actor, batch)
     assert sum(output["loss"]) == pytest.approx(loss, rel=1e-5)
     assert gradients.keys() == expected.keys()
     whole, found = (torch.cat([part[name].flatten() for name in expected]) for part in (expected, gradients))
     assert float((found - whole).norm() / whole.norm()) <= 1e-5
-    assert output["metrics"]["sdpo_sum/active_tokens"].aggregate() == 18
+    assert output["metrics"]["sdpo_sum/active_tokens"].aggregate() == batch.active_tokens
+    return output
+
+
+@pytest.mark.parametrize("micro", [4, 1], ids=["whole", "four parts"])
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_loss_and_gradient_are_those_of_plain_transformers(
+    worker: Any, folder: str, objective: str, micro: int
+) -> None:
+    check_step(worker, folder, objective, Batch(), micro)
+
+
+@pytest.mark.parametrize("micro", [4, 1], ids=["whole", "four parts"])
+@pytest.mark.parametrize("objective", ["top-K and tail", "sequence mean", "hybrid with a reference"])
+def test_tool_output_is_read_by_both_models_and_carries_no_loss(
+    worker: Any, folder: str, objective: str, micro: int
+) -> None:
+    batch = Batch(WITH_TOOLS)
+    assert batch.active_tokens == 8
+    check_step(worker, folder, objective, batch, micro)
+
+
+@pytest.mark.parametrize("masks", [WRITTEN, WITH_TOOLS], ids=["plain", "tools"])
+@pytest.mark.parametrize("objective", ["top-K and tail", "hybrid with a reference"])
+def test_a_dynamic_batch_gives_the_same_step(
+    worker: Any, folder: str, objective: str, masks: list[torch.Tensor]
+) -> None:
+    # Rows of 9, 13, 9 and 17 tokens in micro-batches of 18: two rows together, the others alone.
+    limits = {"use_dynamic_bsz": True, "max_token_len_per_gpu": 18}
+    output = check_step(worker, folder, objective, Batch(masks), **limits)
+    assert len(output["loss"]) >= 3
+
+
+def test_every_micro_batch_and_objective_gives_the_same_sums(worker: Any, folder: str) -> None:
+    # Ranks gather metrics by name: one whose micro-batches have nothing to learn must name all of them.
+    names = {f"sdpo_sum/{name}" for name in SUMS}
+    for objective in ("top-K and tail", "renormalised", "sampled token"):
+        output = check_step(worker, folder, objective, Batch(), micro=1)
+        sums = {name: values for name, values in output["metrics"].items() if name.startswith("sdpo_sum/")}
+        assert sums.keys() == names
+        assert {len(values.values) for values in sums.values()} == {4}
+        metrics = step_metrics({name: values.aggregate() for name, values in sums.items()})
+        # The ratio enters where `is_clip` is on, the gap where the teacher's log-probs are computed.
+        assert metrics["self_distillation/importance_ratio"] > 0
+        assert ("self_distillation/gap" in metrics) == (objective != "renormalised")

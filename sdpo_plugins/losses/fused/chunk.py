@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from sdpo_plugins.losses.fused.full import full_vocabulary
 from sdpo_plugins.losses.fused.matmul import Projection
 from sdpo_plugins.losses.fused.objective import Objective
 from sdpo_plugins.losses.fused.softmax import RunningNormalizer, column_blocks, exp_in_place, row_normalizer
-from sdpo_plugins.losses.sdpo import TokenLosses, is_own_divergence
+from sdpo_plugins.losses.sdpo import TokenLosses, combine_tokens, is_own_divergence
 from sdpo_plugins.losses.support import LogProbPair, add_tail, renormalize, top_k_ids
 
 if TYPE_CHECKING:
@@ -250,8 +250,4 @@ def _gathered(
 
 def _kept(tokens: TokenLosses) -> TokenLosses:
     """Copy the rows' values: as views they would keep the chunk's K entries and its graph until the last chunk."""
-    copies: dict[str, Any] = {}
-    for item in fields(TokenLosses):
-        value = getattr(tokens, item.name)
-        copies[item.name] = None if value is None else value.detach().clone()
-    return TokenLosses(**copies)
+    return combine_tokens([tokens], lambda values: values[0].detach().clone())

@@ -79,10 +79,9 @@ class Projection:
 
     def slope_at(self, scaled: Tensor) -> Tensor | float:
         """Return ∂(logit/τ)/∂(h·Wᵀ) at given logits/τ."""
-        constant = self.head.scale / self.temperature
         if self.head.soft_cap is None:
-            return constant
-        return constant * (1.0 - (scaled * (self.temperature / self.head.soft_cap)).square())
+            return self.slope
+        return self.slope * (1.0 - (scaled * (self.temperature / self.head.soft_cap)).square())
 
     @property
     def slope(self) -> float:

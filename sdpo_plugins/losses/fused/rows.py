@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +17,7 @@ from sdpo_plugins.losses.fused.chunk import is_sparse
 from sdpo_plugins.losses.fused.function import FusedPass, TeacherSide, never_compiled, run_fused
 from sdpo_plugins.losses.fused.head import LMHead, as_head
 from sdpo_plugins.losses.fused.objective import LogProbTerm, Objective
-from sdpo_plugins.losses.sdpo import TokenLosses, resolve_divergence
+from sdpo_plugins.losses.sdpo import TokenLosses, combine_tokens, resolve_divergence
 
 if TYPE_CHECKING:
     from sdpo_plugins.config import SDPOConfig
@@ -155,7 +155,9 @@ def fused_row_losses(
         _joined([part.entropies for part in parts if part.entropies is not None], loss) if entropies else None,
         None
         if teacher is None
-        else _join_tokens([part.tokens for part in parts if part.tokens is not None], objective),
+        else combine_tokens(
+            [part.tokens for part in parts if part.tokens is not None] or [_no_tokens(objective)], torch.cat
+        ),
     )
     if not bool(torch.isfinite(loss)):
         teacher_states = [] if teacher is None else teacher.hidden
@@ -203,14 +205,6 @@ def _plain(values: Tensor | None) -> Tensor | None:
 
 def _joined(parts: Sequence[Tensor], like: Tensor) -> Tensor:
     return torch.cat(list(parts)) if parts else like.new_zeros(0).detach()
-
-
-def _join_tokens(parts: Sequence[TokenLosses], objective: Objective) -> TokenLosses:
-    joined: dict[str, Any] = {}
-    for item in fields(TokenLosses):
-        values = [getattr(part, item.name) for part in parts or [_no_tokens(objective)]]
-        joined[item.name] = None if values[0] is None else torch.cat(values)
-    return TokenLosses(**joined)
 
 
 def _no_tokens(objective: Objective) -> TokenLosses:
