@@ -82,7 +82,7 @@ def setting_problems(config: DictConfig, options: SDPOConfig | None) -> list[str
             problems.append(f"`{path}={value}` is not supported: {why}. Set `{path}={only}`.")
     problems += _advantages(config)
     if options is not None:
-        problems += [*_rollouts(config, options), *_teacher(config, options)]
+        problems += [*_loss_path(options), *_rollouts(config, options), *_teacher(config, options)]
     return problems
 
 
@@ -249,6 +249,14 @@ def _advantages(config: DictConfig) -> Iterator[str]:
         yield (
             "`algorithm.rollout_correction.rollout_is` needs the rollout engine's probabilities. Set "
             "`actor_rollout_ref.rollout.calculate_log_probs=True`."
+        )
+
+
+def _loss_path(options: SDPOConfig) -> Iterator[str]:
+    if options.loss_path == "logits":
+        yield (
+            f"`{_ACTOR}.self_distillation.loss_path=logits` is not supported: inside of verl the loss is always "
+            "computed from hidden states, a chunk of logits at a time. Set `loss_path=auto` or `loss_path=fused`."
         )
 
 

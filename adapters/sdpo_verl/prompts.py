@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from sdpo_plugins.config import SDPOConfig
 from sdpo_plugins.reprompt import make_render
 from sdpo_plugins.reprompt.rendering import Render
+from sdpo_plugins.types import Rollout
 
 __all__ = ["PromptStyle", "prompt_style", "tool_schemas"]
 
@@ -46,8 +47,35 @@ class PromptStyle:
             chat_template_kwargs=self.arguments,
         )
 
+    def renders(
+        self, rollouts: Sequence[Rollout], prompts: Sequence[Sequence[int]], extra: Sequence[Any], config: SDPOConfig
+    ) -> tuple[list[Render], int]:
+        """Return how each row's teacher prompt becomes token ids, with the tools that the student's prompt shows.
+
+        Args:
+            rollouts: One for each row.
+            prompts: Token ids of the student's prompts.
+            extra: The dataset's `extra_info` of each.
+            config: The SDPO options.
+
+        Returns:
+            A function for each row, and how many prompts are rendered in a way that is not known here.
+        """
+        real = [at for at, rollout in enumerate(rollouts) if not rollout.is_padding]
+        shown, unknown = self.shown_tools(
+            [prompts[at] for at in real], [rollouts[at] for at in real], [extra[at] for at in real]
+        )
+        plain = self.render(config)
+        by_tools: dict[tuple[str, ...], Render] = {(): plain}
+        found = [plain] * len(rollouts)
+        for at, names in zip(real, shown, strict=True):
+            if names not in by_tools:
+                by_tools[names] = self.render(config, [self.schemas[name] for name in names])
+            found[at] = by_tools[names]
+        return found, unknown
+
     def shown_tools(
-        self, prompts: Sequence[Sequence[int]], messages: Sequence[Any], extra: Sequence[Any]
+        self, prompts: Sequence[Sequence[int]], rollouts: Sequence[Rollout], extra: Sequence[Any]
     ) -> tuple[list[tuple[str, ...]], int]:
         """Find out which tools each of the student's prompts shows.
 
@@ -55,7 +83,7 @@ class PromptStyle:
 
         Args:
             prompts: Token ids of the student's prompts.
-            messages: The messages of each.
+            rollouts: With the messages of each.
             extra: The dataset's `extra_info` of each; its `tool_selection` names the tools of a row.
 
         Returns:
@@ -65,7 +93,7 @@ class PromptStyle:
         unknown = 0
         renders: dict[tuple[str, ...], Render] = {}
         known: dict[tuple[Any, ...], tuple[str, ...] | None] = {}
-        for ids, chat, info in zip(prompts, messages, extra, strict=True):
+        for ids, rollout, info in zip(prompts, rollouts, extra, strict=True):
             selected = (info.get("tool_selection") if isinstance(info, Mapping) else None) or self.schemas
             tools = tuple(name for name in selected if name in self.schemas)
             key = (tuple(ids), tools)
@@ -74,7 +102,7 @@ class PromptStyle:
                 for names in dict.fromkeys([tools, ()]):
                     if names not in renders:
                         renders[names] = self.render(SDPOConfig(), [self.schemas[name] for name in names])
-                    if renders[names](list(chat)) == list(ids):
+                    if renders[names](rollout.prompt) == list(ids):
                         known[key] = names
                         break
             shown = known[key]

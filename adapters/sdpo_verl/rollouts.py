@@ -10,14 +10,38 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from sdpo_plugins.config import SDPOConfig
+from sdpo_plugins.errors import HostError
 from sdpo_plugins.reprompt import decode_responses, encode_contexts, encoding_metrics, is_success, thinking_opened
+from sdpo_plugins.reprompt.rendering import Render
 from sdpo_plugins.types import Rollout, TeacherContexts
 from sdpo_verl.jagged import nested
 
-__all__ = ["FIELDS", "rollouts_of", "teacher_fields"]
+__all__ = ["FIELDS", "check_sessions", "rollouts_of", "teacher_fields"]
 
 FIELDS = ["uid", "raw_prompt", "prompts", "responses", "rm_scores", "extra_fields"]
 """What is read of each row."""
+
+
+def check_sessions(keys: Sequence[str], padding: Sequence[bool]) -> None:
+    """Refuse agent loops that cut a session into several rows: these would demonstrate for each other.
+
+    Args:
+        keys: verl's keys of the rows, `{uid}_{session}_{index}`.
+        padding: Which rows only fill the batch up.
+
+    Raises:
+        HostError: A session has more than one row.
+
+    Example:
+        >>> check_sessions(["7c_0_0", "7c_1_0"], [False, False])
+    """
+    for key, skip in zip(keys, padding, strict=True):
+        if not skip and key.rsplit("_", 1)[-1] != "0":
+            raise HostError(
+                f"The agent loop gave several outputs for one session (row {key!r}). SDPO takes every row for an "
+                "answer of its own, which may demonstrate for its siblings; parts of one session may not. Use an agent "
+                "loop with one output per session, such as `tool_agent` or `single_turn_agent`."
+            )
 
 
 def rollouts_of(data: Mapping[str, Any], padding: Sequence[bool], tokenizer: Any, config: SDPOConfig) -> list[Rollout]:
@@ -63,7 +87,7 @@ def teacher_fields(
     responses: Sequence[Tensor],
     tokenizer: Any,
     config: SDPOConfig,
-    template_arguments: Mapping[str, Any],
+    renders: Sequence[Render],
 ) -> tuple[TensorDict, dict[str, float]]:
     """Return what the workers need of the teacher's side, and metrics.
 
@@ -73,12 +97,12 @@ def teacher_fields(
         responses: Token ids of each response.
         tokenizer: Only read.
         config: The SDPO options.
-        template_arguments: The host's arguments of the chat template.
+        renders: How each row's prompt becomes token ids.
 
     Returns:
         `teacher_input_ids`, `teacher_position_ids` (jagged), `sdpo_active` and `sdpo_success` [B]; metrics.
     """
-    encoded = encode_contexts(contexts, tokenizer, config, chat_template_kwargs=template_arguments, skip_inactive=True)
+    encoded = encode_contexts(contexts, tokenizer, config, render=renders, skip_inactive=True)
     ids = []
     for context, response in zip(encoded.contexts, responses, strict=True):
         # An inactive row is not scored; it only needs something that can be.

@@ -24,7 +24,7 @@ from sdpo_plugins.step_metrics import token_sums
 from sdpo_plugins.teacher import LocalTensors, Teacher
 from sdpo_verl.host_loss import HostLoss
 from sdpo_verl.jagged import PassInput, ResponseTokens, pass_input
-from sdpo_verl.metrics import sum_metrics
+from sdpo_verl.metrics import RunningSums
 
 __all__ = ["SDPOStep"]
 
@@ -41,6 +41,7 @@ class SDPOStep:
         tensors: The student's, on this rank.
         divergence: Resolved once.
         host_loss: What the host adds (policy loss, KL to a reference), or None.
+        sums: Takes the sums of each micro-batch.
     """
 
     config: SDPOConfig
@@ -50,6 +51,7 @@ class SDPOStep:
     tensors: LocalTensors
     divergence: Callable[[Tensor, Tensor], Tensor]
     host_loss: HostLoss | None
+    sums: RunningSums
 
     def __call__(
         self, micro_batch: TensorDict, loss_function: Any, forward_only: bool
@@ -103,15 +105,14 @@ class SDPOStep:
             row, position = torch.cat([row, tokens.other_row]), torch.cat([position, tokens.other_position])
         states = flat.index_select(0, source.places(row, position))
         ids = tokens.ids[row, position]
+        share, denominator = self._normalization(micro_batch)
         weights = row_weights(
             tokens.active_mask,
             config.loss_agg_mode,
-            denominator=float(tu.get_non_tensor_data(micro_batch, "sdpo_denominator", 0.0)) or None,
+            denominator=denominator,
             scale_factor=config.loss_scale_factor,
             like=states,
         )
-        # verl averages gradients over ranks, while the denominator counts all of them.
-        share = (1.0 - config.grpo_weight) * int(tu.get_non_tensor_data(micro_batch, "dp_size", 1))
         common: dict[str, Any] = {
             "temperature": float(tu.get_non_tensor_data(micro_batch, "temperature", 1.0)),
             "chunk_memory_mb": config.chunk_memory_mb,
@@ -147,10 +148,20 @@ class SDPOStep:
             return found.loss + correction, found
 
         loss, found = loss_inside(self.split.linear, self.split.linear, inside, states)
-        sums: dict[str, Tensor] = {}
         if found.tokens is not None and found.entropies is not None:
-            sums = token_sums(found.tokens, found.entropies[: tokens.row.numel()], tokens.success[tokens.row])
-        return loss, {**metrics, **sum_metrics(sums)}
+            self.sums.add(token_sums(found.tokens, found.entropies[: tokens.row.numel()], tokens.success[tokens.row]))
+        return loss, metrics
+
+    def _normalization(self, micro_batch: TensorDict) -> tuple[float, float | None]:
+        """Return what the micro-batch's loss is multiplied by, and what it is divided by; None: its own tokens."""
+        share = 1.0 - self.config.grpo_weight
+        if self.config.loss_normalization == "reference":
+            return share * len(micro_batch) / int(
+                tu.get_non_tensor_data(micro_batch, "sdpo_rows", len(micro_batch))
+            ), None
+        # verl averages gradients over ranks, while the denominator counts all of them.
+        share *= int(tu.get_non_tensor_data(micro_batch, "dp_size", 1))
+        return share, float(tu.get_non_tensor_data(micro_batch, "sdpo_denominator", 0.0)) or None
 
     def _host_term(self, micro_batch: TensorDict, metrics: dict[str, Any]) -> HostTerm | None:
         """Return the host's part of the objective; when it is computed, its metrics go into `metrics`."""

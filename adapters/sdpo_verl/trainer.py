@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from sdpo_plugins.health import HealthMonitor
 from sdpo_plugins.plugins import extra_metrics, resolve
 from sdpo_verl.config import settle
 from sdpo_verl.config_checks import check_text_only
-from sdpo_verl.metrics import step_metrics
-from sdpo_verl.rollouts import FIELDS, rollouts_of, teacher_fields
+from sdpo_verl.prompts import PromptStyle, prompt_style
+from sdpo_verl.rollouts import FIELDS, check_sessions, rollouts_of, teacher_fields
 from sdpo_verl.transfer import field_names, read_rows, with_reward_fields
 from sdpo_verl.worker import SDPOActorRolloutRefWorker
 
@@ -25,6 +26,12 @@ __all__ = ["SDPOTrainer"]
 
 # Inside of the actor's folder, which verl removes as a whole when it keeps only the newest checkpoints.
 _FOLDER = "actor/sdpo"
+
+_UNKNOWN_PROMPTS = (
+    "{} of {} prompts are not what the chat template makes of their `raw_prompt`, with the configuration's tools or "
+    "without: an agent loop renders them in its own way, or they were cut. The teacher reads prompts made by the "
+    "template, without tools. Its prompts should differ from the student's by demonstration and feedback alone."
+)
 
 
 @register_trainer("sdpo")
@@ -48,6 +55,7 @@ class SDPOTrainer(PPOTrainerSync):
         self._strategies = resolve(self.sdpo_config)
         self._health = HealthMonitor()
         self._reward_fields: list[str] = []
+        self._told_of_prompts = False
         super().__init__(config)
 
     def _init_resource_pool_mgr(self) -> None:
@@ -60,6 +68,10 @@ class SDPOTrainer(PPOTrainerSync):
 
     # Rollouts → teacher contexts
 
+    @cached_property
+    def _style(self) -> PromptStyle:
+        return prompt_style(self.config, self.tokenizer)
+
     def _compute_reward_colocate(self, batch: Any, metrics: dict[str, Any] | None = None) -> Any:
         # What a reward function says beside its score then becomes fields of their own, under names that it chose.
         before = field_names(batch)
@@ -71,15 +83,21 @@ class SDPOTrainer(PPOTrainerSync):
         batch = super()._compute_advantage(batch, metrics)
         if not self.sdpo_config.enabled:
             return batch
-        data = with_reward_fields(read_rows(batch, [*FIELDS, *self._reward_fields]), self._reward_fields)
-        padding = [bool(tag.get("is_padding", False)) for tag in batch.tags]
         config = self.sdpo_config
+        padding = [bool(tag.get("is_padding", False)) for tag in batch.tags]
+        check_sessions(batch.keys, padding)
+        own = ["extra_info"] if self._style.schemas and "extra_info" in field_names(batch) else []
+        data = with_reward_fields(read_rows(batch, [*FIELDS, *own, *self._reward_fields]), self._reward_fields)
         rollouts = rollouts_of(data, padding, self.tokenizer, config)
         contexts = self._strategies.reprompter(rollouts)
-        arguments = self.config.data.get("apply_chat_template_kwargs", None) or {}
-        fields, encoding = teacher_fields(
-            rollouts, contexts, list(data["responses"].unbind()), self.tokenizer, config, dict(arguments)
-        )
+        prompts = [row.tolist() for row in data["prompts"].unbind()]
+        extra = [getattr(row, "data", row) for row in data.get("extra_info", [None] * len(prompts))]
+        renders, unknown = self._style.renders(rollouts, prompts, extra, config)
+        if unknown and not self._told_of_prompts:
+            self._told_of_prompts = True
+            self._warn([_UNKNOWN_PROMPTS.format(unknown, len(padding) - sum(padding))])
+        responses = list(data["responses"].unbind())
+        fields, encoding = teacher_fields(rollouts, contexts, responses, self.tokenizer, config, renders)
         found = {**contexts.metrics, **encoding, **extra_metrics(config, rollouts, contexts)}
         metrics.update(found)
         lengths = [len(row) for row, skip in zip(data["responses"].unbind(), padding, strict=True) if not skip]
@@ -92,12 +110,11 @@ class SDPOTrainer(PPOTrainerSync):
         batch = super()._update_actor(batch, metrics)
         if not self.sdpo_config.enabled:
             return batch
-        found = step_metrics(metrics)
+        found = self.actor_rollout_wg.finish_rollout_batch()[0]
         metrics.update(found)
         self._warn(
             self._health.step(found.get("self_distillation/divergence", 0.0), found["self_distillation/active_tokens"])
         )
-        metrics.update(self.actor_rollout_wg.finish_rollout_batch()[0])
         return batch
 
     def _warn(self, messages: Any) -> None:

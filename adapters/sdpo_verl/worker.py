@@ -20,6 +20,7 @@ from sdpo_plugins.plugins import resolve
 from sdpo_plugins.teacher import load_teacher, local_tensors, save_teacher
 from sdpo_verl.host_loss import host_loss_of
 from sdpo_verl.jagged import padded_responses
+from sdpo_verl.metrics import RunningSums
 from sdpo_verl.step import SDPOStep
 
 __all__ = ["SDPOActorRolloutRefWorker", "SDPOTrainingWorker"]
@@ -65,6 +66,7 @@ class SDPOTrainingWorker(TrainingWorker):
             tensors=tensors,
             divergence=strategies.divergence,
             host_loss=host_loss_of(actor_config, config.grpo_weight),
+            sums=RunningSums(),
         )
 
     @property
@@ -79,11 +81,10 @@ class SDPOTrainingWorker(TrainingWorker):
         return self._step
 
     def train_batch(self, data: TensorDict) -> TensorDict:
-        """Take one optimizer step on a mini-batch, normalised over its active tokens on all ranks."""
-        step = self.sdpo
-        tu.assign_non_tensor(data, sdpo_denominator=self._denominator(data, step.config))
+        """Take one optimizer step on a mini-batch; see `loss_normalization`."""
+        self.measure(data)
         # An attribute of this engine object, for the time of this step: log-probabilities keep verl's own forward.
-        self.engine.forward_step = step
+        self.engine.forward_step = self.sdpo
         try:
             output: TensorDict = super().train_batch(data)
         finally:
@@ -92,11 +93,28 @@ class SDPOTrainingWorker(TrainingWorker):
         self._follow()
         return output
 
+    def measure(self, data: TensorDict) -> None:
+        """Note in a mini-batch what its micro-batches are normalised by. Every rank must call this together.
+
+        Args:
+            data: This rank's rows; gets `sdpo_denominator`, over all ranks, and `sdpo_rows`, of this one.
+        """
+        width = int(data["responses"].offsets().diff().max())
+        mask = padded_responses(data["response_mask"], width) * data["sdpo_active"].reshape(-1, 1)
+        count = loss_denominator(mask, self.sdpo.config.loss_agg_mode).to(torch.float64)
+        (total,) = _sum_over_ranks([float(count)])
+        tu.assign_non_tensor(data, sdpo_denominator=total, sdpo_rows=len(data))
+
     def finish_rollout_batch(self) -> dict[str, float]:
-        """Count a rollout batch, let the teacher follow if it is time to, and return its last metrics of this batch."""
+        """Count a rollout batch, let the teacher follow if it is time to.
+
+        Returns:
+            Metrics of all optimizer steps of this batch on all ranks, and the teacher's last ones.
+        """
         self._rollout_batches += 1
         self._follow()
-        metrics, self._teacher_metrics = dict(self._teacher_metrics), {}
+        metrics = {**self.sdpo.sums.take(_sum_over_ranks), **self._teacher_metrics}
+        self._teacher_metrics = {}
         return metrics
 
     def _follow(self) -> None:
@@ -116,13 +134,6 @@ class SDPOTrainingWorker(TrainingWorker):
         rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         load_teacher(self.sdpo.teacher, folder, self.sdpo.tensors, rank=rank, world_size=world)
         self._rollout_batches, self._optimizer_steps = rollout_batches, optimizer_steps
-
-    def _denominator(self, data: TensorDict, config: SDPOConfig) -> float:
-        width = int(data["responses"].offsets().diff().max())
-        mask = padded_responses(data["response_mask"], width) * data["sdpo_active"].reshape(-1, 1)
-        count = loss_denominator(mask, config.loss_agg_mode).to(torch.float64)
-        (total,) = _sum_over_ranks([float(count)])
-        return total
 
 
 class SDPOActorRolloutRefWorker(ActorRolloutRefWorker):

@@ -124,7 +124,7 @@ def encode_contexts(
     chat_template: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     add_special_tokens: bool = True,
-    render: Render | None = None,
+    render: Render | Sequence[Render] | None = None,
     skip_inactive: bool = False,
 ) -> EncodedContexts:
     """Tokenise the teacher contexts of a batch; equal texts, frequent within a group, are tokenised once.
@@ -137,7 +137,7 @@ def encode_contexts(
         chat_template: As in `encode_context`.
         chat_template_kwargs: As in `encode_context`.
         add_special_tokens: As in `encode_context`.
-        render: As in `encode_context`.
+        render: As in `encode_context`; or one for each row, where rows show other tools.
         skip_inactive: As in `encode_context`.
 
     Returns:
@@ -161,10 +161,11 @@ def encode_contexts(
             chat_template_kwargs=chat_template_kwargs,
             add_special_tokens=add_special_tokens,
         )
-    remembered = _remember(render)
+    renders = [render] * len(rows) if callable(render) else list(render)
+    remembered = {one: _remember(one) for one in renders}
     encoded = [
-        encode_context(context, tokenizer, config, render=remembered, skip_inactive=skip_inactive, row=row)
-        for row, context in enumerate(rows)
+        encode_context(context, tokenizer, config, render=remembered[one], skip_inactive=skip_inactive, row=row)
+        for row, (context, one) in enumerate(zip(rows, renders, strict=True))
     ]
     was_active = [context.active for context in rows]
     return EncodedContexts(tuple(encoded), encoding_metrics(encoded, was_active))

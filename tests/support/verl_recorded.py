@@ -20,7 +20,7 @@ from recorded import Row, padded, recorded, tokenizer
 from sdpo_plugins import SDPOConfig
 from sdpo_plugins.reprompt import build_teacher_contexts
 from sdpo_verl.jagged import nested
-from sdpo_verl.metrics import step_metrics
+from sdpo_verl.prompts import PromptStyle
 from sdpo_verl.rollouts import rollouts_of, teacher_fields
 from verl_cpu.direct import direct_worker
 from verl_cpu.worker import open_gloo
@@ -99,7 +99,8 @@ def fields_of(config: SDPOConfig) -> TensorDict:
     rollouts = rollouts_of(data, [row.is_padding for row in rows], tokenizer(), config)
     contexts = build_teacher_contexts(rollouts, config)
     responses = list(data["responses"].unbind())
-    made, _ = teacher_fields(rollouts, contexts, responses, tokenizer(), config, {})
+    renders = [PromptStyle(tokenizer()).render(config)] * len(rows)
+    made, _ = teacher_fields(rollouts, contexts, responses, tokenizer(), config, renders)
     mask = [torch.tensor(row.response_mask) for row in rows]
     advantages, _ = compute_grpo_outcome_advantage(
         token_level_rewards=padded(list(data["rm_scores"].unbind())),
@@ -152,7 +153,7 @@ def _step(case: Case, worker: Any, actor: Any, student: str, teacher: str) -> di
     return {
         "loss": metrics["loss"][0],
         "grad_norm": metrics["grad_norm"][0],
-        "metrics": step_metrics({name: sum(_numbers(value)) for name, value in metrics.items()}),
+        "metrics": worker.finish_rollout_batch(),
         "names": names,
         "active": active,
         **seen,
@@ -200,9 +201,3 @@ def _load(module: Any, folder: str) -> None:
 def _whole(value: Tensor | None) -> Tensor:
     assert isinstance(value, DTensor)
     return value.full_tensor().clone()
-
-
-def _numbers(value: Any) -> list[float]:
-    if isinstance(value, list):
-        return [number for one in value for number in _numbers(one)]
-    return [float(value.aggregate()) if hasattr(value, "aggregate") else float(value)]

@@ -19,8 +19,6 @@ import verl_cpu.engine  # noqa: F401  registers the engine
 from sdpo_plugins import SDPOConfig
 from sdpo_plugins.embedded import checkpoint_path
 from sdpo_plugins.losses import self_distillation_loss
-from sdpo_plugins.step_metrics import SUMS
-from sdpo_verl.metrics import step_metrics
 from sdpo_verl.worker import SDPOTrainingWorker
 
 PROMPTS, CONTEXTS, RESPONSES = (5, 7, 6, 9), (11, 12, 10, 15), (4, 6, 3, 8)
@@ -146,7 +144,9 @@ def padded(rows: Any) -> torch.Tensor:
     return torch.stack([pad(row, (0, 0) * (row.dim() - 1) + (0, width - row.shape[0])) for row in rows])
 
 
-def plain(folder: str, config: SDPOConfig, actor: Any, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]:
+def plain(
+    folder: str, config: SDPOConfig, actor: Any, batch: Batch, micro: int = 4
+) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients from transformers, the core's loss on logits, and verl's loss on its log-probs."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
 
@@ -158,17 +158,22 @@ def plain(folder: str, config: SDPOConfig, actor: Any, batch: Batch) -> tuple[fl
     with torch.no_grad():
         teacher = logits(batch.teacher_ids, CONTEXTS)
     ids, mask = padded(batch.responses), padded([row.float() for row in batch.masks])
-    loss, _ = self_distillation_loss(
-        student,
-        teacher,
-        ids,
-        mask,
-        config,
-        old_log_probs=padded(batch.old),
-        rollout_is_weights=padded(batch.weights),
-        self_distillation_mask=ACTIVE,
-        temperature=0.8,
-    )
+    old, weights, loss = padded(batch.old), padded(batch.weights), torch.zeros((), dtype=torch.float64)
+    # The authors' normalisation: each micro-batch over its own tokens, weighed by its rows.
+    size = micro if config.loss_normalization == "reference" else 4
+    for rows in torch.arange(4).split(size):
+        part, _ = self_distillation_loss(
+            student[rows],
+            teacher[rows],
+            ids[rows],
+            mask[rows],
+            config,
+            old_log_probs=old[rows],
+            rollout_is_weights=weights[rows],
+            self_distillation_mask=ACTIVE[rows],
+            temperature=0.8,
+        )
+        loss = loss + size / 4 * part
     if config.grpo_weight > 0.0 or actor.use_kl_loss:
         log_probs = torch.log_softmax(student / 0.8, -1).gather(-1, ids[..., None])[..., 0]
         data = batch.tensordict(4, False)
@@ -208,6 +213,11 @@ OBJECTIVES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "live": ({"teacher": "live"}, {}),
     "trust region": ({"teacher": "trust_region", "teacher_update_rate": 0.5}, {}),
     "sequence mean": ({"loss_agg_mode": "seq-mean-token-mean"}, {}),
+    "by micro-batch": ({"loss_normalization": "reference"}, {}),
+    "sequence mean by micro-batch": (
+        {"loss_normalization": "reference", "loss_agg_mode": "seq-mean-token-mean"},
+        {},
+    ),
     "hybrid": ({"grpo_weight": 0.3}, {}),
     "reference": ({}, {"use_kl_loss": True, "kl_loss_coef": 0.1}),
     "hybrid with a reference": ({"grpo_weight": 0.3}, {"use_kl_loss": True, "kl_loss_coef": 0.1}),
@@ -220,7 +230,8 @@ def check_step(worker: Any, folder: str, objective: str, batch: Batch, micro: in
     config, actor = SDPOConfig(**options), FSDPActorConfig(**SETTINGS, **host)
     worker.start_sdpo(config.to_mapping(), actor)
     data = batch.tensordict(micro, worker.removes_padding)
-    tu.assign_non_tensor(data, sdpo_denominator=worker._denominator(data, config), **settings)
+    tu.assign_non_tensor(data, **settings)
+    worker.measure(data)
     worker.engine.forward_step = worker.sdpo
     try:
         with worker.engine.train_mode():
@@ -229,13 +240,14 @@ def check_step(worker: Any, folder: str, objective: str, batch: Batch, micro: in
             gradients = {name: p.grad.full_tensor().clone() for name, p in worker.engine.module.named_parameters()}
     finally:
         del worker.engine.forward_step
-    loss, expected = plain(folder, config, actor, batch)
+    loss, expected = plain(folder, config, actor, batch, micro)
     assert sum(output["loss"]) == pytest.approx(loss, rel=1e-5)
     assert gradients.keys() == expected.keys()
     whole, found = (torch.cat([part[name].flatten() for name in expected]) for part in (expected, gradients))
     assert float((found - whole).norm() / whole.norm()) <= 1e-5
-    assert output["metrics"]["sdpo_sum/active_tokens"].aggregate() == batch.active_tokens
-    return output
+    metrics = worker.sdpo.sums.take(lambda local: local)
+    assert metrics["self_distillation/active_tokens"] == batch.active_tokens
+    return output, metrics
 
 
 @pytest.mark.parametrize("micro", [4, 1], ids=["whole", "four parts"])
@@ -263,19 +275,15 @@ def test_a_dynamic_batch_gives_the_same_step(
 ) -> None:
     # Rows of 9, 13, 9 and 17 tokens in micro-batches of 18: two rows together, the others alone.
     limits = {"use_dynamic_bsz": True, "max_token_len_per_gpu": 18}
-    output = check_step(worker, folder, objective, Batch(masks), **limits)
+    output, _ = check_step(worker, folder, objective, Batch(masks), **limits)
     assert len(output["loss"]) >= 3
 
 
-def test_every_micro_batch_and_objective_gives_the_same_sums(worker: Any, folder: str) -> None:
-    # Ranks gather metrics by name: one whose micro-batches have nothing to learn must name all of them.
-    names = {f"sdpo_sum/{name}" for name in SUMS}
-    for objective in ("top-K and tail", "renormalised", "sampled token"):
-        output = check_step(worker, folder, objective, Batch(), micro=1)
-        sums = {name: values for name, values in output["metrics"].items() if name.startswith("sdpo_sum/")}
-        assert sums.keys() == names
-        assert {len(values.values) for values in sums.values()} == {4}
-        metrics = step_metrics({name: values.aggregate() for name, values in sums.items()})
-        # The ratio enters where `is_clip` is on, the gap where the teacher's log-probs are computed.
-        assert metrics["self_distillation/importance_ratio"] > 0
-        assert ("self_distillation/gap" in metrics) == (objective != "renormalised")
+@pytest.mark.parametrize("objective", ["top-K and tail", "renormalised", "sampled token"])
+def test_metrics_are_those_of_all_micro_batches(worker: Any, folder: str, objective: str) -> None:
+    _, whole = check_step(worker, folder, objective, Batch(), micro=4)
+    _, parts = check_step(worker, folder, objective, Batch(), micro=1)
+    assert parts == pytest.approx(whole, rel=1e-5)
+    # The ratio enters where `is_clip` is on, the gap where the teacher's log-probs are computed.
+    assert whole["self_distillation/importance_ratio"] > 0
+    assert ("self_distillation/gap" in whole) == (objective != "renormalised")
