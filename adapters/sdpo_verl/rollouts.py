@@ -10,46 +10,45 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from sdpo_plugins.config import SDPOConfig
-from sdpo_plugins.errors import HostError
 from sdpo_plugins.reprompt import decode_responses, encode_contexts, encoding_metrics, is_success, thinking_opened
 from sdpo_plugins.reprompt.rendering import Render
 from sdpo_plugins.types import Rollout, TeacherContexts
 from sdpo_verl.jagged import nested
 
-__all__ = ["FIELDS", "check_sessions", "rollouts_of", "teacher_fields"]
+__all__ = ["FIELDS", "idle_rows", "rollouts_of", "teacher_fields"]
 
 FIELDS = ["uid", "raw_prompt", "prompts", "responses", "rm_scores", "extra_fields"]
 """What is read of each row."""
 
 
-def check_sessions(keys: Sequence[str], padding: Sequence[bool]) -> None:
-    """Refuse agent loops that cut a session into several rows: these would demonstrate for each other.
+def idle_rows(keys: Sequence[str], padding: Sequence[bool]) -> list[bool]:
+    """Say which rows neither teach nor learn: those that fill the batch up, and all but a session's last output.
+
+    An agent loop may cut a session into several outputs, which share the last one's reward: as rows of their own they
+    would demonstrate for each other. verl's GRPO counts the last one alone as well.
 
     Args:
         keys: verl's keys of the rows, `{uid}_{session}_{index}`.
         padding: Which rows only fill the batch up.
 
-    Raises:
-        HostError: A session has more than one row.
-
     Example:
-        >>> check_sessions(["7c_0_0", "7c_1_0"], [False, False])
+        >>> idle_rows(["7c_0_0", "7c_0_1", "7c_1_0", "pad_0_0"], [False, False, False, True])
+        [True, False, False, True]
     """
-    for key, skip in zip(keys, padding, strict=True):
-        if not skip and key.rsplit("_", 1)[-1] != "0":
-            raise HostError(
-                f"The agent loop gave several outputs for one session (row {key!r}). SDPO takes every row for an "
-                "answer of its own, which may demonstrate for its siblings; parts of one session may not. Use an agent "
-                "loop with one output per session, such as `tool_agent` or `single_turn_agent`."
-            )
+    last: dict[str, int] = {}
+    for at, (key, skip) in enumerate(zip(keys, padding, strict=True)):
+        session, index = key.rsplit("_", 1)
+        if not skip and (session not in last or int(index) > int(keys[last[session]].rsplit("_", 1)[1])):
+            last[session] = at
+    return [at not in last.values() for at in range(len(keys))]
 
 
-def rollouts_of(data: Mapping[str, Any], padding: Sequence[bool], tokenizer: Any, config: SDPOConfig) -> list[Rollout]:
+def rollouts_of(data: Mapping[str, Any], idle: Sequence[bool], tokenizer: Any, config: SDPOConfig) -> list[Rollout]:
     """Return one rollout for each row.
 
     Args:
         data: The fields `FIELDS`; texts and mappings may come as any kind of list.
-        padding: Which rows only fill the batch up.
+        idle: Which rows are idle, see `idle_rows`.
         tokenizer: Only read.
         config: The SDPO options.
     """
@@ -74,7 +73,7 @@ def rollouts_of(data: Mapping[str, Any], padding: Sequence[bool], tokenizer: Any
                 reward=rewards[row],
                 feedback=feedback,
                 rewards={name: float(value) for name, value in said.items() if isinstance(value, (int, float))},
-                is_padding=bool(padding[row]),
+                is_padding=bool(idle[row]),
                 thinking_opened=opened[row],
             )
         )

@@ -18,7 +18,7 @@ from sdpo_plugins.plugins import extra_metrics, resolve
 from sdpo_verl.config import settle
 from sdpo_verl.config_checks import check_text_only
 from sdpo_verl.prompts import PromptStyle, prompt_style
-from sdpo_verl.rollouts import FIELDS, check_sessions, rollouts_of, teacher_fields
+from sdpo_verl.rollouts import FIELDS, idle_rows, rollouts_of, teacher_fields
 from sdpo_verl.transfer import field_names, read_rows, with_reward_fields
 from sdpo_verl.worker import SDPOActorRolloutRefWorker
 
@@ -31,6 +31,11 @@ _UNKNOWN_PROMPTS = (
     "{} of {} prompts are not what the chat template makes of their `raw_prompt`, with the configuration's tools or "
     "without: an agent loop renders them in its own way, or they were cut. The teacher reads prompts made by the "
     "template, without tools. Its prompts should differ from the student's by demonstration and feedback alone."
+)
+
+_EARLIER_OUTPUTS = (
+    "{} rows of this batch are earlier outputs of a session. SDPO learns from the last output of each session alone: "
+    "parts of one session may not demonstrate for each other."
 )
 
 
@@ -55,7 +60,7 @@ class SDPOTrainer(PPOTrainerSync):
         self._strategies = resolve(self.sdpo_config)
         self._health = HealthMonitor()
         self._reward_fields: list[str] = []
-        self._told_of_prompts = False
+        self._told: set[str] = set()
         super().__init__(config)
 
     def _init_resource_pool_mgr(self) -> None:
@@ -85,22 +90,23 @@ class SDPOTrainer(PPOTrainerSync):
             return batch
         config = self.sdpo_config
         padding = [bool(tag.get("is_padding", False)) for tag in batch.tags]
-        check_sessions(batch.keys, padding)
+        idle = idle_rows(batch.keys, padding)
         own = ["extra_info"] if self._style.schemas and "extra_info" in field_names(batch) else []
         data = with_reward_fields(read_rows(batch, [*FIELDS, *own, *self._reward_fields]), self._reward_fields)
-        rollouts = rollouts_of(data, padding, self.tokenizer, config)
+        rollouts = rollouts_of(data, idle, self.tokenizer, config)
         contexts = self._strategies.reprompter(rollouts)
         prompts = [row.tolist() for row in data["prompts"].unbind()]
         extra = [getattr(row, "data", row) for row in data.get("extra_info", [None] * len(prompts))]
         renders, unknown = self._style.renders(rollouts, prompts, extra, config)
-        if unknown and not self._told_of_prompts:
-            self._told_of_prompts = True
-            self._warn([_UNKNOWN_PROMPTS.format(unknown, len(padding) - sum(padding))])
+        if unknown:
+            self._warn_once(_UNKNOWN_PROMPTS.format(unknown, len(idle) - sum(idle)), _UNKNOWN_PROMPTS)
+        if sum(idle) > sum(padding):
+            self._warn_once(_EARLIER_OUTPUTS.format(sum(idle) - sum(padding)), _EARLIER_OUTPUTS)
         responses = list(data["responses"].unbind())
         fields, encoding = teacher_fields(rollouts, contexts, responses, self.tokenizer, config, renders)
         found = {**contexts.metrics, **encoding, **extra_metrics(config, rollouts, contexts)}
         metrics.update(found)
-        lengths = [len(row) for row, skip in zip(data["responses"].unbind(), padding, strict=True) if not skip]
+        lengths = [len(row) for row, skip in zip(responses, idle, strict=True) if not skip]
         self._warn(self._health.batch(found, sum(lengths) / max(1, len(lengths))))
         return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
 
@@ -116,6 +122,11 @@ class SDPOTrainer(PPOTrainerSync):
             self._health.step(found.get("self_distillation/divergence", 0.0), found["self_distillation/active_tokens"])
         )
         return batch
+
+    def _warn_once(self, message: str, kind: str) -> None:
+        if kind not in self._told:
+            self._told.add(kind)
+            self._warn([message])
 
     def _warn(self, messages: Any) -> None:
         for message in messages:

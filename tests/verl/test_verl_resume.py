@@ -151,20 +151,31 @@ def test_rows_that_fill_a_batch_up_neither_teach_nor_count(story: Story) -> None
         padding = [row for row in rows if row["is_padding"]]
         assert (len(real), len(padding)) == (REAL, ROWS - REAL)
         assert not any(row["sdpo_active"] or row["sdpo_success"] or any(row["response_mask"]) for row in padding)
+        # The first session's first output is a row, but the session's answer is its last.
+        answers = [row for row in real if row["key"].rsplit("_", 2)[1:] != ["0", "0"]]
+        assert len(answers) == QUESTIONS * ROLLOUTS
         active = [row for row in real if row["sdpo_active"]]
-        successes = [sum(row["rm_scores"]) >= 1.0 for row in real]
+        assert all(row in answers for row in active)
+        successes = [sum(row["rm_scores"]) >= 1.0 for row in answers]
         assert {name: metrics[f"self_distillation/{name}"] for name in ("group_count", "active_tokens")} == {
             "group_count": QUESTIONS,
             "active_tokens": sum(sum(row["response_mask"]) for row in active),
         }
-        assert metrics["self_distillation/success_rollout_fraction"] == pytest.approx(sum(successes) / REAL)
-        assert metrics["self_distillation/reprompt_sample_fraction"] == pytest.approx(len(active) / REAL)
+        assert metrics["self_distillation/success_rollout_fraction"] == pytest.approx(sum(successes) / len(answers))
+        assert metrics["self_distillation/reprompt_sample_fraction"] == pytest.approx(len(active) / len(answers))
         assert metrics["training/rollout_probs_diff_max"] < 1e-4
         for row in active:
             context = row["teacher_input_ids"][: -len(row["responses"])]
             assert row["teacher_input_ids"][len(context) :] == row["responses"]
             question = decode(row["prompts"]).split("?")[0].split("What is ")[1]
             assert question in decode(context)
+
+
+def test_what_sdpo_cannot_follow_is_said_once(story: Story) -> None:
+    said = story.straight.log
+    assert said.count(f"SDPO: {QUESTIONS} rows of this batch are earlier outputs of a session.") == 1
+    # The agent loop writes into the question, behind what is kept as `raw_prompt`.
+    assert said.count(f"SDPO: {QUESTIONS * ROLLOUTS} of {QUESTIONS * ROLLOUTS} prompts are not what the chat") == 1
 
 
 def test_validation_runs_beside_training(story: Story) -> None:
