@@ -88,6 +88,7 @@ def test_every_wrong_setting_is_told_once_before_ray_starts(folder):
             "algorithm.adv_estimator=gae",
             "actor_rollout_ref.model.path=/no/such/model",
             "trainer.n_gpus_per_node=4",
+            "++ray_kwargs.ray_init.num_gpus=1",
         ],
     )
     assert_ray_was_not_asked(printed)
@@ -124,8 +125,9 @@ def test_feedback_that_is_no_text(folder):
 
 
 def test_more_ranks_than_ray_finds_places(folder):
-    overrides = [text for text in training(folder) if not text.startswith("+ray_kwargs.ray_init.num_gpus=")]
+    overrides = [text for text in training(folder) if not text.startswith("++ray_kwargs.ray_init.num_gpus=")]
     printed = failed_run(folder, [*overrides, "trainer.n_gpus_per_node=4"], CUDA_VISIBLE_DEVICES="")
+    assert len(overrides) < len(training(folder))
     assert re.search(r"Total available GPUs 0(\.0)? is less than total desired GPUs 4", last_lines(printed))
 
 
