@@ -13,6 +13,7 @@ import transfer_queue as tq
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
 
+from sdpo_plugins.errors import HostError, TeacherError
 from sdpo_plugins.health import HealthMonitor
 from sdpo_plugins.plugins import extra_metrics, resolve
 from sdpo_verl.config import settle
@@ -26,6 +27,9 @@ __all__ = ["SDPOTrainer"]
 
 # Inside of the actor's folder, which verl removes as a whole when it keeps only the newest checkpoints.
 _FOLDER = "actor/sdpo"
+
+# From the message with which verl's replay buffer ends a run.
+_NO_ROLLOUTS = "no materializable trajectories"
 
 _UNKNOWN_PROMPTS = (
     "{} of {} prompts are not what the chat template makes of their `raw_prompt`, with the configuration's tools or "
@@ -72,6 +76,19 @@ class SDPOTrainer(PPOTrainerSync):
                 self.role_worker_mapping[role] = ray.remote(self.worker_cls)
 
     # Rollouts → teacher contexts
+
+    def _step_once(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super()._step_once(*args, **kwargs)
+        except RuntimeError as error:
+            if _NO_ROLLOUTS not in str(error):
+                raise
+            raise HostError(
+                "No rollout of this batch came to its end: each failed in its agent loop or in the reward function. "
+                "The first `Error in _run_prompt` above says why. A reward function returns a number, or a mapping "
+                "with the number `score` and, if it has something to say, the text `feedback`; `KeyError: 'score'` "
+                "means that the mapping has no `score`."
+            ) from error
 
     @cached_property
     def _style(self) -> PromptStyle:
@@ -168,8 +185,6 @@ class SDPOTrainer(PPOTrainerSync):
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
-    from sdpo_plugins.errors import TeacherError
-
     path = folder / "state.json"
     if not path.is_file():
         raise TeacherError(

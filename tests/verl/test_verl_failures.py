@@ -124,6 +124,12 @@ def test_feedback_that_is_no_text(folder):
     assert "`feedback` of a reward function must be a text or None, got ['Wrong.'] (list)" in last_lines(printed)
 
 
+def test_a_reward_without_score(folder):
+    printed = failed_run(folder, training(folder, reward(folder, "{'feedback': 'Wrong.'}")))
+    assert "A reward function returns a number, or a mapping with the number `score` and" in last_lines(printed)
+    assert "KeyError: 'score'" in printed
+
+
 def test_more_ranks_than_ray_finds_places(folder):
     overrides = [text for text in training(folder) if not text.startswith("++ray_kwargs.ray_init.num_gpus=")]
     printed = failed_run(folder, [*overrides, "trainer.n_gpus_per_node=4"], CUDA_VISIBLE_DEVICES="")
