@@ -14,7 +14,7 @@ VERL_ONLY := tests/verl tests/support/verl_cpu tests/support/verl_recorded.py ad
 # Whole runs of verl, each a dozen processes of which mostly one works: two at a time. A file's tests share its runs.
 VERL_JOBS ?= 2
 VERL_PYTEST := -m pytest -n $(VERL_JOBS) --dist loadfile
-VERL_EVERYWHERE := $(addprefix tests/verl/test_verl_,config.py failures.py install.py step.py)
+VERL_EVERYWHERE := $(addprefix tests/verl/test_verl_,config.py failures.py install.py prompts.py step.py)
 DOC_EXAMPLES := --doctest-modules --markdown-docs
 
 .DEFAULT_GOAL := help

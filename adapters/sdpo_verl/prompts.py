@@ -134,12 +134,18 @@ def tool_schemas(config: DictConfig) -> dict[str, Any]:
     Args:
         config: The whole configuration.
     """
+    given = {
+        name: OmegaConf.select(config, f"actor_rollout_ref.rollout.multi_turn.{name}")
+        for name in ("tool_config_path", "function_tool_path")
+    }
+    if not any(given.values()):
+        return {}
     from verl.tools.tool_registry import load_all_tools
-    from verl.utils.import_utils import resolve_config_path
 
-    paths = {}
-    for name in ("tool_config_path", "function_tool_path"):
-        path = OmegaConf.select(config, f"actor_rollout_ref.rollout.multi_turn.{name}")
-        paths[name] = resolve_config_path(path) if path else None
-    tools = load_all_tools(**paths) if any(paths.values()) else []
+    try:
+        from verl.utils.import_utils import resolve_config_path
+    except ImportError:  # verl 0.9.0
+        from verl.experimental.agent_loop.utils import resolve_config_path
+
+    tools = load_all_tools(**{name: resolve_config_path(path) if path else None for name, path in given.items()})
     return {tool.name: tool.tool_schema.model_dump(exclude_unset=True, exclude_none=True) for tool in tools}
