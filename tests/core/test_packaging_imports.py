@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "sdpo_plugins"
 HOSTS = {"trl", "verl", "openrlhf", "ray", "deepspeed", "vllm"}
-# The embedded checkpoint is made and read by whoever runs a host, and every host brings these along.
-EMBEDDED = {"transformers", "tokenizers", "tqdm"}
+# The embedded checkpoint is made and read by whoever runs a host, and every host's extra brings these along.
+EMBEDDED = {"matplotlib", "transformers", "tokenizers", "tqdm"}
 DISTRIBUTION_OF = {"yaml": "pyyaml"}
 
 
