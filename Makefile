@@ -13,7 +13,7 @@ TRL_EVERYWHERE := $(addprefix tests/trl/test_trl_,loss.py rewards.py teachers.py
 VERL_ONLY := tests/verl tests/support/verl_cpu tests/support/verl_recorded.py adapters/sdpo_verl adapters/hydra_plugins
 # Whole runs of verl, each a dozen processes of which mostly one works: two at a time. A file's tests share its runs.
 VERL_JOBS ?= 2
-VERL_PYTEST := -m pytest -n $(VERL_JOBS) --dist loadfile
+VERL_PYTEST := -m pytest -o faulthandler_timeout=900 -n $(VERL_JOBS) --dist loadfile
 VERL_EVERYWHERE := $(addprefix tests/verl/test_verl_,config.py failures.py install.py prompts.py step.py)
 DOC_EXAMPLES := --doctest-modules --markdown-docs
 

@@ -14,8 +14,7 @@ TOY = verl.EngineShape(rows=2, prompt=6, context=3, response=5, vocabulary=1200,
 
 def here(suite: str, function: str, **arguments: Any) -> dict[str, Any]:
     """Run in this process what a measurement runs in a fresh one, but for fused kernels: they change a class."""
-    if arguments["method"] == "grpo_fused":
-        arguments["method"] = "grpo"
+    arguments["method"] = arguments["method"].removesuffix("_fused")
     return getattr(verl, function)(**arguments)
 
 
@@ -26,8 +25,9 @@ def costs(one_rank: None) -> dict[str, dict[str, Any]]:
 
 def test_every_method_runs_and_those_that_must_agree(costs: dict[str, dict[str, Any]]) -> None:
     assert list(costs) == list(verl.METHODS)
-    for values in costs.values():
-        assert values["cpu_seconds"] > 0 and math.isfinite(values["loss"]) and values["gradient_norm"] > 0
+    for name, values in costs.items():
+        assert values["cpu_seconds"] > 0 and math.isfinite(values["loss"])
+        assert (values["gradient_norm"] > 0) is not name.startswith("log_probs"), name
     assert costs["sdpo"]["loss"] > 0
     assert costs["sdpo"]["loss"] == pytest.approx(costs["sdpo_logits"]["loss"], rel=1e-5)
     assert costs["sdpo"]["gradient_norm"] == pytest.approx(costs["sdpo_logits"]["gradient_norm"], rel=1e-5)
