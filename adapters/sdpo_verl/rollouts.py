@@ -40,7 +40,8 @@ def idle_rows(keys: Sequence[str], padding: Sequence[bool]) -> list[bool]:
         session, index = key.rsplit("_", 1)
         if not skip and (session not in last or int(index) > int(keys[last[session]].rsplit("_", 1)[1])):
             last[session] = at
-    return [at not in last.values() for at in range(len(keys))]
+    answers = set(last.values())
+    return [at not in answers for at in range(len(keys))]
 
 
 def rollouts_of(data: Mapping[str, Any], idle: Sequence[bool], tokenizer: Any, config: SDPOConfig) -> list[Rollout]:

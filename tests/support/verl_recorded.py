@@ -64,7 +64,7 @@ def steps(cases: Mapping[str, Case], student: str, teacher: str) -> dict[str, di
 
     Returns:
         By name: what verl reports as `loss` and `grad_norm`, all `metrics`, the whole `gradients` as the optimizer got
-        them, this rank's `active` rows and `micro_batches`, and the `names` of metrics.
+        them, this rank's `active` rows and `micro_batches`.
     """
     open_gloo()
     engines: dict[str, Any] = {}
@@ -149,12 +149,10 @@ def _step(case: Case, worker: Any, actor: Any, student: str, teacher: str) -> di
     with _watched(worker.engine) as seen:
         output = worker.train_mini_batch(part)
     metrics = dict(tu.get(output, "metrics"))
-    names = sorted(metrics)
     return {
         "loss": metrics["loss"][0],
         "grad_norm": metrics["grad_norm"][0],
         "metrics": worker.finish_rollout_batch(),
-        "names": names,
         "active": active,
         **seen,
     }
