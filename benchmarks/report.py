@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from benchmarks.loss import Row
 from benchmarks.methods import OBJECTIVES
 from benchmarks.step import TRAINERS
 from benchmarks.verl import METHODS as VERL_METHODS
-from benchmarks.verl import TIMINGS, timing_summary
+from benchmarks.verl import TIMINGS
 
 __all__ = [
     "Target",
@@ -180,7 +181,7 @@ def verl_runs_report(found: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     for name in TIMINGS:
         cells, typical = [], []
         for mode in ("sync", "sdpo"):
-            middle, low, high = timing_summary(found[mode][name])
+            middle, low, high = _timing_summary(found[mode][name])
             typical.append(middle)
             cells += [_number(middle, 3), f"{low:.3f}–{high:.3f}"]
         lines.append(f"| `{name}` | {' | '.join(cells)} | {_times(_ratio(typical[1], typical[0]))} |")
@@ -218,3 +219,8 @@ def _number(value: float | None, digits: int) -> str:
 
 def _times(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f} ×"
+
+
+def _timing_summary(seconds: Sequence[float]) -> tuple[float, float, float]:
+    """Return median, smallest and largest."""
+    return statistics.median(seconds), min(seconds), max(seconds)

@@ -7,7 +7,6 @@ SDPO, and SDPO on the logits of both models. Both use this project's CPU support
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import sys
@@ -21,9 +20,10 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from benchmarks.console import chosen_parts, keep, machine, show, tell
 from benchmarks.process import in_fresh_process, measured, medians, with_cost
 
-__all__ = ["METHODS", "TIMINGS", "EngineShape", "app", "engine_cost", "run_engine", "run_trainers", "timing_summary"]
+__all__ = ["METHODS", "TIMINGS", "EngineShape", "app", "engine_cost", "run_engine", "run_trainers"]
 
 PARTS = ("runs", "engine")
 METHODS = {
@@ -82,30 +82,22 @@ def measure(
 ) -> None:
     """Measure SDPO beside GRPO in verl and print tables with ratios."""
     from benchmarks import report
-    from benchmarks.__main__ import machine
 
-    parts = only or list(PARTS)
-    unknown = sorted(set(parts) - set(PARTS))
-    if unknown:
-        raise typer.BadParameter(
-            f"unknown part {', '.join(unknown)}; there are {', '.join(PARTS)}", param_hint="--only"
-        )
+    parts = chosen_parts(only, PARTS)
     turns = 1 if quick else repeats
     results: dict[str, Any] = {"machine": machine(threads), "load": [os.getloadavg()], "quick": quick}
     print(f"# verl\n\n{results['machine']}\n", flush=True)
     if "runs" in parts:
-        found = run_trainers(3 if quick else steps, turns, tell=_tell)
+        found = run_trainers(3 if quick else steps, turns, tell=tell)
         results["runs"] = found
-        print(f"## Steps of whole runs\n\n{report.verl_runs_report(found)}\n", flush=True)
+        show("Steps of whole runs", report.verl_runs_report(found))
     if "engine" in parts:
-        costs = run_engine(QUICK if quick else EngineShape(), turns, threads=threads, tell=_tell)
+        costs = run_engine(QUICK if quick else EngineShape(), turns, threads=threads, tell=tell)
         results["engine"] = costs
-        print(f"## One micro-batch\n\n{report.verl_engine_report(costs)}\n", flush=True)
+        show("One micro-batch", report.verl_engine_report(costs))
     results["load"].append(os.getloadavg())
     print("Load of the machine (1, 5, 15 minutes) before and after: " + _loads(results["load"]), flush=True)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    _tell(f"figures: {output / 'results.json'}")
+    keep(results, output)
 
 
 def run_trainers(
@@ -147,16 +139,6 @@ def run_trainers(
                 seconds += [values[f"timing_s/{name}"] for values in counted]
             tell(f"runs {turn + 1}/{repeats} {mode}: {statistics.median(found[mode]['step']):.2f} s a step")
     return found
-
-
-def timing_summary(seconds: Sequence[float]) -> tuple[float, float, float]:
-    """Return median, smallest and largest.
-
-    Example:
-        >>> timing_summary([3.0, 1.0, 2.0])
-        (2.0, 1.0, 3.0)
-    """
-    return statistics.median(seconds), min(seconds), max(seconds)
 
 
 def run_engine(
@@ -338,10 +320,6 @@ def _open_group() -> None:
 
 def _loads(loads: Sequence[Sequence[float]]) -> str:
     return "; ".join(", ".join(f"{value:.1f}" for value in one) for one in loads)
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
