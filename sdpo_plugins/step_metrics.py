@@ -5,7 +5,7 @@ Sums add up over micro-batches and ranks, however the host does that; means do n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from sdpo_plugins.losses import TokenLosses
 
-__all__ = ["SUMS", "means_of_sums", "token_sums"]
+__all__ = ["SUMS", "RunningSums", "means_of_sums", "token_sums"]
 
 SUMS = (
     "active_tokens",
@@ -120,3 +120,43 @@ def means_of_sums(sums: Mapping[str, float]) -> dict[str, float]:
     if total["prefix_batches"] > 0:
         means["prefix_saved_fraction"] = total["prefix_saved"] / total["prefix_batches"]
     return {f"self_distillation/{name}": value for name, value in means.items()}
+
+
+class RunningSums:
+    """Adds up the sums of micro-batches until their metrics are taken, for hosts that would take means over ranks.
+
+    Example:
+        >>> import torch
+        >>> sums = RunningSums()
+        >>> sums.add({"active_tokens": torch.tensor(4), "divergence": torch.tensor(2.0)})
+        >>> sums.take(lambda values: values)["self_distillation/divergence"]
+        0.5
+        >>> sums.take(lambda values: values)["self_distillation/active_tokens"]
+        0.0
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, sums: Mapping[str, Tensor]) -> None:
+        """Add a micro-batch's sums; nothing waits for the device.
+
+        Args:
+            sums: As of `token_sums`; what is missing is 0.
+        """
+        for name, value in sums.items():
+            value = value.detach().double()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def take(self, reduce: Callable[[list[float]], list[float]]) -> dict[str, float]:
+        """Return the metrics of what was added on all ranks, and begin anew. Every rank must call this together.
+
+        Args:
+            reduce: Adds numbers up over the ranks.
+
+        Returns:
+            As of `means_of_sums`.
+        """
+        local = [float(self._sums.get(name, 0.0)) for name in SUMS]
+        self._sums = {}
+        return means_of_sums(dict(zip(SUMS, reduce(local), strict=True)))

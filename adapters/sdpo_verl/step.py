@@ -20,11 +20,10 @@ from sdpo_plugins.inside import Opaque, loss_inside, run_inside
 from sdpo_plugins.losses import FusedRows, LMHead, fused_row_losses, row_weights
 from sdpo_plugins.losses.fused import LogProbTerm
 from sdpo_plugins.modes import evaluating
-from sdpo_plugins.step_metrics import token_sums
+from sdpo_plugins.step_metrics import RunningSums, token_sums
 from sdpo_plugins.teacher import LocalTensors, Teacher
 from sdpo_verl.host_loss import HostLoss
 from sdpo_verl.jagged import PassInput, ResponseTokens, pass_input
-from sdpo_verl.metrics import RunningSums
 
 __all__ = ["SDPOStep"]
 

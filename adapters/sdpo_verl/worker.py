@@ -17,10 +17,10 @@ from sdpo_plugins.config import SDPOConfig
 from sdpo_plugins.errors import HostError
 from sdpo_plugins.losses import loss_denominator
 from sdpo_plugins.plugins import resolve
+from sdpo_plugins.step_metrics import RunningSums
 from sdpo_plugins.teacher import load_teacher, local_tensors, save_teacher
 from sdpo_verl.host_loss import host_loss_of
 from sdpo_verl.jagged import padded_responses
-from sdpo_verl.metrics import RunningSums
 from sdpo_verl.step import SDPOStep
 
 __all__ = ["SDPOActorRolloutRefWorker", "SDPOTrainingWorker"]
