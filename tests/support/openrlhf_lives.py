@@ -13,11 +13,21 @@ from torch import Tensor
 from openrlhf_direct import actor_of, arguments, rows_of, weights_of
 from openrlhf_recorded import experiences
 from recorded import recorded
+from sdpo_openrlhf.fields import OWN_FIELDS
 from sdpo_plugins import SDPOConfig
 
-__all__ = ["life", "synced"]
+__all__ = ["checkpoint_files", "life", "lives", "synced"]
 
 ROWS = 16
+
+
+def lives(cases: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Live several lives one after the other, each as `life` does; a start of ranks costs more than most of them.
+
+    Args:
+        cases: Arguments of `life` by name.
+    """
+    return {name: life(**case) for name, case in cases.items()}
 
 
 def life(
@@ -61,6 +71,9 @@ def life(
     rows = experiences(config)
     for batch in batches:
         mine = [_other_row(row, batch) for row in rows[rank * share : (rank + 1) * share]]
+        if not config.enabled:  # the experience maker then adds nothing
+            for row in mine:
+                row.info = {name: value for name, value in row.info.items() if name not in OWN_FIELDS}
         actor.append(rows_of(mine, actor.tokenizer.pad_token_id))
         found["statuses"][batch] = actor.fit(0.0)
         if batch == save_after:
