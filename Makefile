@@ -9,19 +9,24 @@ TRL := .venvs/trl/bin
 # What holds on every supported TRL; the other tests of the adapter use features and names of the newest.
 TRL_EVERYWHERE := $(addprefix tests/trl/test_trl_,loss.py rewards.py teachers.py lora.py checkpoint.py) \
 	--deselect tests/trl/test_trl_rewards.py::test_names_are_those_that_trl_gives
-# These import verl, which has an environment of its own.
-VERL_ONLY := tests/verl tests/support/verl_cpu tests/support/verl_recorded.py adapters/sdpo_verl adapters/hydra_plugins
-# Whole runs of verl, each a dozen processes of which mostly one works: two at a time. A file's tests share its runs.
-VERL_JOBS ?= 2
-VERL_PYTEST := -m pytest -o faulthandler_timeout=900 -n $(VERL_JOBS) --dist loadfile
+# These import verl and OpenRLHF, which have environments of their own.
+OTHER_HOSTS := tests/verl tests/support/verl_cpu tests/support/verl_recorded.py adapters/sdpo_verl adapters/hydra_plugins \
+	tests/openrlhf tests/support/openrlhf_cpu tests/support/openrlhf_direct.py tests/support/openrlhf_lives.py \
+	tests/support/openrlhf_recorded.py adapters/sdpo_openrlhf
+# Whole runs, each a dozen processes of which mostly one works: two at a time. A file's tests share its runs.
+RUNS ?= 2
+RUNS_PYTEST := -m pytest -o faulthandler_timeout=900 -n $(RUNS) --dist loadfile
 VERL_EVERYWHERE := $(addprefix tests/verl/test_verl_,config.py failures.py install.py prompts.py step.py)
+# The supported releases of OpenRLHF before the newest; each gets an environment of its own.
+OPENRLHF_BEFORE := 0.10.4 0.11.0 0.11.1
 DOC_EXAMPLES := --doctest-modules --markdown-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-verl test test-trl test-trl-oldest test-verl test-verl-oldest test-fast bench bench-verl lint format clean env-trl
+.PHONY: help demo demo-verl demo-openrlhf test test-trl test-trl-oldest test-verl test-verl-oldest test-openrlhf \
+	test-openrlhf-matrix test-fast bench bench-verl lint format clean env-trl
 
 help: ## Say what there is
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: env-trl ## Train with GRPO and with SDPO on this machine and compare them (SEEDS=3 for means and spread)
 	@$(TRL)/sdpo demo --seeds $(SEEDS)
@@ -30,10 +35,14 @@ demo-verl: ## GRPO and SDPO inside of verl: Ray, TransferQueue, FSDP2 on this CP
 	@$(PYTHON) scripts/environment.py verl
 	@PYTHONPATH=tests/support .venvs/verl/bin/python -m verl_cpu.demo --ranks $(RANKS) --seed $(SEED)
 
-test: lint test-trl test-verl ## Lint, types, the examples in docstrings and documents, and every test of every host
+demo-openrlhf: ## GRPO and SDPO inside of OpenRLHF: Ray, vLLM, DeepSpeed on this CPU (RANKS=2 for two ranks)
+	@$(PYTHON) scripts/environment.py openrlhf
+	@PYTHONPATH=tests/support .venvs/openrlhf/bin/python -m openrlhf_cpu.demo --ranks $(RANKS) --seed $(SEED)
+
+test: lint test-trl test-verl test-openrlhf ## Lint, types, the examples in docstrings and documents, and every test of every host
 
 test-trl: env-trl ## The core, the examples and the TRL adapter, on the newest TRL
-	@$(TRL)/python -m pytest $(DOC_EXAMPLES) $(addprefix --ignore=,$(VERL_ONLY)) tests sdpo_plugins adapters README.md docs
+	@$(TRL)/python -m pytest $(DOC_EXAMPLES) $(addprefix --ignore=,$(OTHER_HOSTS)) tests sdpo_plugins adapters README.md docs
 
 test-trl-oldest: ## What must hold on every supported TRL, on the oldest one
 	@$(PYTHON) scripts/environment.py trl-oldest
@@ -41,12 +50,25 @@ test-trl-oldest: ## What must hold on every supported TRL, on the oldest one
 
 test-verl: ## The verl adapter's tests, on the newest verl
 	@$(PYTHON) scripts/environment.py verl
-	@OMP_NUM_THREADS=1 .venvs/verl/bin/python $(VERL_PYTEST) tests/verl
+	@OMP_NUM_THREADS=1 .venvs/verl/bin/python $(RUNS_PYTEST) tests/verl
 	@.venvs/verl/bin/python -m pytest $(DOC_EXAMPLES) adapters/sdpo_verl docs/verl.md
 
 test-verl-oldest: ## What must hold on every supported verl, on the oldest one
 	@$(PYTHON) scripts/environment.py verl-oldest
-	@OMP_NUM_THREADS=1 .venvs/verl-oldest/bin/python $(VERL_PYTEST) $(VERL_EVERYWHERE)
+	@OMP_NUM_THREADS=1 .venvs/verl-oldest/bin/python $(RUNS_PYTEST) $(VERL_EVERYWHERE)
+
+test-openrlhf: ## The OpenRLHF adapter's tests, on the newest OpenRLHF
+	@$(PYTHON) scripts/environment.py openrlhf
+	@OMP_NUM_THREADS=1 .venvs/openrlhf/bin/python $(RUNS_PYTEST) tests/openrlhf
+	@PYTHONPATH=tests/support/openrlhf_cpu/site:tests/support .venvs/openrlhf/bin/python -m pytest $(DOC_EXAMPLES) \
+		adapters/sdpo_openrlhf docs/openrlhf.md
+
+test-openrlhf-matrix: ## The same tests on every supported OpenRLHF before the newest (OPENRLHF_BEFORE=0.10.4 for one)
+	@for version in $(OPENRLHF_BEFORE); do \
+		echo "OpenRLHF $$version"; \
+		$(PYTHON) scripts/environment.py openrlhf-$$version && \
+		OMP_NUM_THREADS=1 .venvs/openrlhf-$$version/bin/python $(RUNS_PYTEST) tests/openrlhf || exit 1; \
+	done
 
 test-fast: env-trl ## The core's quick tests only
 	@$(TRL)/python -m pytest -m "not slow" tests/core

@@ -20,7 +20,7 @@ __all__ = ["SDPOPolicyModelActor"]
 # Decorated where it is defined: Ray pickles the host's wrapped methods by value, and their `super()` would not know an
 # undecorated class that is imported by name.
 @ray.remote(num_gpus=1)
-class SDPOPolicyModelActor(PolicyModelActor.__ray_actor_class__):  # type: ignore[misc]
+class SDPOPolicyModelActor(PolicyModelActor.__ray_actor_class__):
     """Trains by SDPO unless `--sdpo.enabled false`; then it is the host's own actor."""
 
     def init_model_from_pretrained(

@@ -33,6 +33,8 @@ class SDPOActorTrainer(ActorPPOTrainer):
     The host's step calls the model and the policy loss; for the time of the step, both calls are ours.
     """
 
+    actor_loss_fn: Any
+
     def start_sdpo(self, config: SDPOConfig) -> None:
         """Make the teacher, an exact copy of the policy as it is now, and set the loss up.
 
