@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 __all__ = ["HOSTS"]
 
-_LATER = "pip install --upgrade sdpo-plugins  # a later release brings this adapter"
-
 # The versions that an adapter was tested with stand here only; `sdpo doctor` and the adapters read them from here.
 HOSTS = (
     Host(
@@ -39,8 +37,8 @@ HOSTS = (
         "openrlhf",
         ">=0.10.4,<0.12",
         "sdpo_openrlhf",
-        _LATER,
-        "OpenRLHF (adapter not in this release).",
+        "pip install 'sdpo-plugins[openrlhf]'",
+        "OpenRLHF: a launcher around its own program, with subclasses of its controllers and policy actor.",
     ),
 )
 

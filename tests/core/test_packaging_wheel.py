@@ -21,7 +21,7 @@ from sdpo_plugins.plugins import catalogue
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {
     "sdpo_plugins": ROOT / "sdpo_plugins",
-    **{name: ROOT / "adapters" / name for name in ("sdpo_trl", "sdpo_verl", "hydra_plugins")},
+    **{name: ROOT / "adapters" / name for name in ("sdpo_trl", "sdpo_verl", "sdpo_openrlhf", "hydra_plugins")},
 }
 
 pytestmark = pytest.mark.slow
@@ -95,7 +95,7 @@ def test_wheel_metadata(wheel):
         entry_points = archive.read(f"{info}/entry_points.txt").decode()
     assert metadata["Version"] == __version__
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert {"trl", "verl", "demo", "dev"} <= set(metadata.get_all("Provides-Extra"))
+    assert {"trl", "verl", "openrlhf", "demo", "dev"} <= set(metadata.get_all("Provides-Extra"))
     assert "[console_scripts]\nsdpo = sdpo_plugins.cli:main\n" in entry_points
     assert "[verl.plugins]\nsdpo_verl = sdpo_verl.plugin\n" in entry_points
 

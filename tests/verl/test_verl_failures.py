@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from verl_cpu.run import _end_session, _environment, _session, base_overrides
+from sessions import end_session, members_of
+from verl_cpu.run import _environment, base_overrides
 
 pytestmark = pytest.mark.slow
 
@@ -50,10 +51,10 @@ def failed_run(folder: Path, overrides: Sequence[str], **variables: str) -> str:
     try:
         code = process.wait(TIME_LIMIT)
         deadline = time.monotonic() + GRACE
-        while (left := _session(process.pid)) and time.monotonic() < deadline:
+        while (left := members_of(process.pid)) and time.monotonic() < deadline:
             time.sleep(0.2)
     finally:
-        _end_session(process)
+        end_session(process)
     printed = log.read_text(encoding="utf-8", errors="replace")
     assert code not in (0, None), printed[-3000:]
     assert not left, f"processes {left} outlived the run:\n{printed[-3000:]}"

@@ -7,20 +7,19 @@ validation measures the sampled accuracy before and after.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sdpo_plugins.embedded.results import Run, draw_curves, print_table, write_results
 from sdpo_plugins.embedded.settings import RunSettings, run_settings
+from side_by_side import OnStep, positive, train_side_by_side
 from verl_cpu.data import data_source
 from verl_cpu.run import RunFailed, base_overrides, interrupted_when_terminated, run
 
@@ -37,15 +36,13 @@ _TIME_LIMIT = 3600.0
 # What a run was seen to take, generously.
 _GIGABYTES, _GIGABYTES_PER_RANK = 4.0, 0.6
 
-OnStep = Callable[[int, Mapping[str, float]], None]
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; the exit code is 0 on success, 1 if a run failed, 130 if it was interrupted."""
     parser = argparse.ArgumentParser(prog="python -m verl_cpu.demo", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--ranks", type=_positive, default=1, help="FSDP2 ranks that share the model (default 1)")
+    parser.add_argument("--ranks", type=positive, default=1, help="FSDP2 ranks that share the model (default 1)")
     parser.add_argument("--seed", type=int, default=0, help="of sampling and data order (default 0)")
-    parser.add_argument("--steps", type=_positive, default=_STEPS, help=f"optimizer steps (default {_STEPS})")
+    parser.add_argument("--steps", type=positive, default=_STEPS, help=f"optimizer steps (default {_STEPS})")
     parser.add_argument("--output", type=Path, default=Path("runs/demo-verl"), help="where results and logs go")
     given = parser.parse_args(arguments)
     settings = [replace(run_settings(_TASK, method), steps=given.steps) for method in METHODS]
@@ -158,94 +155,27 @@ def result(settings: RunSettings, metrics: Mapping[int, Mapping[str, float]], se
 
 
 def _train(settings: Sequence[RunSettings], seed: int, ranks: int, output: Path) -> list[Run]:
-    """Run all, two at once if they fit into memory: half of the time a run waits for its own processes."""
-    output.mkdir(parents=True, exist_ok=True)
-    at_once = len(settings) if _available_gigabytes() >= len(settings) * _needed_gigabytes(ranks) else 1
-    print(
-        f"{_TASK} · verl, {ranks} FSDP2 rank(s) · seed {seed} · {settings[0].steps} steps of "
-        f"{settings[0].questions_per_step}×{settings[0].rollouts_per_question} answers · "
-        + ("both methods at once" if at_once > 1 else "one method after the other, for want of memory"),
-        flush=True,
+    def train(one: RunSettings, *, log: Path, on_step: OnStep, stop: threading.Event) -> Run:
+        with tempfile.TemporaryDirectory() as folder:
+            given = overrides(one, Path(folder), ranks=ranks, seed=seed)
+            return result(one, run(given, _TIME_LIMIT, log=log, on_step=on_step, stop=stop), seed)
+
+    return train_side_by_side(
+        settings,
+        train,
+        output,
+        title=f"{_TASK} · verl, {ranks} FSDP2 rank(s) · seed {seed}",
+        gigabytes=_needed_gigabytes(ranks),
+        reward="critic/score/mean",
     )
-    stop = threading.Event()
-    finished: dict[str, Run] = {}
-
-    def train(one: RunSettings, on_step: OnStep) -> Run:
-        log = output / f"{one.method}.log"
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                given = overrides(one, Path(folder), ranks=ranks, seed=seed)
-                return result(one, run(given, _TIME_LIMIT, log=log, on_step=on_step, stop=stop), seed)
-        except RunFailed as error:
-            message = f"{one.method.upper()} failed: {error}\nAll that it printed: {log}"
-            raise RunFailed(message, error.log, error.metrics, error.timed_out) from error
-
-    with _progress(settings) as on_step, ThreadPoolExecutor(at_once) as pool:
-        waiting = {pool.submit(train, one, on_step(one)): one for one in settings}
-        try:
-            for future in as_completed(waiting):
-                done = finished[waiting[future].method] = future.result()
-                print(
-                    f"{done.method.upper()}: accuracy {done.accuracy_before:.0%} → {done.accuracy_after:.0%}, "
-                    f"{done.generations} generations, {done.seconds:.0f} s of training",
-                    flush=True,
-                )
-        finally:
-            # After an error the other run is of no use; the pool's end waits until its processes are gone.
-            stop.set()
-            for future in waiting:
-                future.cancel()
-    return [finished[one.method] for one in settings]
-
-
-@contextlib.contextmanager
-def _progress(settings: Sequence[RunSettings]) -> Iterator[Callable[[RunSettings], OnStep]]:
-    """Give what is called after each step: a bar for each run on a terminal, nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("reward {task.fields[reward]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        tasks = {one.method: progress.add_task(one.method.upper(), total=one.steps, reward="–") for one in settings}
-
-        def on_step(one: RunSettings) -> OnStep:
-            def show(step: int, metrics: Mapping[str, float]) -> None:
-                reward = metrics.get("critic/score/mean")
-                shown: dict[str, Any] = {} if reward is None else {"reward": f"{reward:.2f}"}
-                progress.update(tasks[one.method], completed=step, **shown)
-
-            return show
-
-        yield on_step
 
 
 def _needed_gigabytes(ranks: int) -> float:
     return _GIGABYTES + _GIGABYTES_PER_RANK * (ranks - 1)
 
 
-def _available_gigabytes() -> float:
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) / 2**20
-    return 0.0
-
-
 def _hydra(value: Any) -> str:
     return "null" if value is None else str(value)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 def _failed(message: str) -> int:

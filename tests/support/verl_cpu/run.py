@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import secrets
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +21,7 @@ from typing import Any
 import yaml
 
 from sdpo_plugins.embedded import checkpoint_path, load_task
+from sessions import RunFailed, end_session, interrupted_when_terminated
 from verl_cpu.data import write_parquet
 
 __all__ = ["RunFailed", "base_overrides", "interrupted_when_terminated", "main", "run"]
@@ -36,20 +35,6 @@ _QUESTIONS, _ROLLOUTS = 16, 4
 # What `main` shows of a step, and the seconds that it gives a run.
 _SHOWN = ("critic/score/mean", "self_distillation/divergence")
 _LONGEST = 24 * 3600.0
-
-
-class RunFailed(RuntimeError):
-    """A run that ended with an error or ran out of time.
-
-    Attributes:
-        log: All that the run printed.
-        metrics: Metrics by step, as far as it came.
-        timed_out: Whether the time limit ended it.
-    """
-
-    def __init__(self, message: str, log: str, metrics: dict[int, dict[str, float]], timed_out: bool) -> None:
-        super().__init__(message)
-        self.log, self.metrics, self.timed_out = log, metrics, timed_out
 
 
 def base_overrides(task: str, folder: Path, *, ranks: int = 1) -> list[str]:
@@ -187,7 +172,7 @@ def run(
                     if on_step is not None:
                         _tell(_read(records), told, on_step)
             finally:
-                _end_session(process)
+                end_session(process)
         metrics = _read(records)
         if ended != "code" or process.returncode != 0:
             text = printed.read_text(encoding="utf-8", errors="replace")
@@ -246,21 +231,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-@contextlib.contextmanager
-def interrupted_when_terminated() -> Iterator[None]:
-    """Take the polite request to end like Ctrl-C, so that no process of Ray stays behind."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _environment(modules: Sequence[str], records: Path, token: Path, more: Mapping[str, str]) -> dict[str, str]:
     paths = [str(_ROOT), str(_ROOT / "adapters"), str(_SUPPORT), os.environ.get("PYTHONPATH", "")]
     return {
@@ -303,39 +273,6 @@ def _read(records: Path) -> dict[int, dict[str, float]]:
                 record = json.loads(line)
                 metrics.setdefault(record["step"], {}).update(record["data"])
     return metrics
-
-
-def _end_session(process: subprocess.Popen[bytes]) -> None:
-    """Kill every process of the session that a run was started as the leader of.
-
-    Ray gives its processes groups of their own, but leaves them in the session.
-    """
-    deadline = time.monotonic() + 20
-    while members := _session(process.pid):
-        for pid in members:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        process.poll()
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"processes {members} of a verl run do not end")
-        time.sleep(0.05)
-    process.wait()
-
-
-def _session(leader: int) -> list[int]:
-    members = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            # After the name: state, parent, group, session.
-            if int(fields[3]) == leader and fields[0] not in "ZX":
-                members.append(int(entry.name))
-    return members
 
 
 if __name__ == "__main__":
