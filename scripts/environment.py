@@ -54,7 +54,6 @@ class Environment:
     missing: tuple[str, ...] = ()
 
 
-
 def openrlhf(version: str) -> Environment:
     """OpenRLHF on a CPU: its extra cannot be installed there, because flash-attn is made for CUDA alone."""
     return Environment(
