@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from openrlhf.trainer.ray.ppo_actor import PolicyModelActor
 
 from sdpo_openrlhf.actor_trainer import SDPOActorTrainer
@@ -57,6 +58,20 @@ class SDPOPolicyModelActor(PolicyModelActor.__ray_actor_class__):
         self.trainer.start_sdpo(config)
         if self.checkpoint_states:
             self._resume(os.path.join(args.ckpt.path, "_actor"))
+        if args.ds.enable_sleep:
+            self.trainer.sdpo.teacher.move("cpu")
+
+    def offload_states(self) -> None:
+        """Make room for vLLM, as the host does (`--ds.enable_sleep`): the teacher waits in main memory too."""
+        super().offload_states()
+        if self._enabled:
+            self.trainer.sdpo.teacher.move("cpu")
+
+    def reload_states(self) -> None:
+        """Take the host's states and the teacher back onto the device."""
+        super().reload_states()
+        if self._enabled:
+            self.trainer.sdpo.teacher.move(torch.cuda.current_device())
 
     def save_checkpoint(self, tag: str, client_states: Any = None, **kwargs: Any) -> None:
         """Save the host's checkpoint with SDPO's part in it.

@@ -240,6 +240,21 @@ class Teacher:
         """
         return mix_passes(self.passes, outputs)
 
+    def move(self, device: torch.device | str | int) -> None:
+        """Put the held weights on another device, for hosts that lend theirs to a rollout engine meanwhile.
+
+        Move them back to the student's device before the next pass or update.
+
+        Args:
+            device: Where to.
+
+        Raises:
+            TeacherError: The teacher has not started, or is in effect.
+        """
+        self._refuse_in_effect("move")
+        self._held = {name: value.to(device) for name, value in self._started("move").items()}
+        self._working = {}
+
     def state_dict(self) -> dict[str, Any]:
         """Return what must survive a checkpoint: name, format, counts, and the held tensors themselves.
 

@@ -407,3 +407,31 @@ def test_built_from_the_configuration() -> None:
         assert type(teacher) is kind
         assert (teacher.name, teacher.rate, teacher.unit, teacher.every) == (name, 0.125, "optimizer_step", 7)
     assert [item.share for item in built.build_trust_region(config, None).passes] == [0.875, 0.125]
+
+
+@pytest.mark.parametrize("kind", HOLDING)
+def test_weights_can_wait_on_another_device(kind: type[Teacher]) -> None:
+    model = network(torch.bfloat16)
+    tensors, teacher = local_tensors(model), make(kind)
+    with pytest.raises(TeacherError, match="cannot move the teacher"):
+        teacher.move("cpu")
+    teacher.start(tensors)
+    train(model)
+    teacher.update(tensors)
+    inputs = INPUTS.bfloat16()
+    before, held = teacher.score(lambda: model(inputs), tensors), values(teacher)
+    with teacher.applied(tensors), pytest.raises(TeacherError, match="while its weights are in the student's module"):
+        teacher.move("cpu")
+    teacher.move("meta")
+    assert all(value.device.type == "meta" for value in values(teacher).values())
+    teacher.load_state_dict({**teacher.state_dict(), "tensors": held}, tensors)
+    teacher.move("cpu")
+    assert torch.equal(teacher.score(lambda: model(inputs), tensors), before)
+
+
+def test_a_teacher_without_weights_has_nothing_to_move() -> None:
+    model = network()
+    tensors, teacher = local_tensors(model), make(Live)
+    teacher.start(tensors)
+    teacher.move("meta")
+    assert torch.equal(teacher.score(lambda: model(INPUTS), tensors), model(INPUTS))

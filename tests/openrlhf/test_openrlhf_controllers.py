@@ -13,7 +13,7 @@ from openrlhf_cpu.run import RunFailed, base_arguments, run
 
 pytestmark = pytest.mark.slow
 
-LIMIT = 400.0
+LIMIT = 600.0
 STEPS, QUESTIONS, ROLLOUTS = 3, 4, 4
 MODES = {"synchronous": [], "asynchronous": ["--train.async_enable"]}
 BATCH = {

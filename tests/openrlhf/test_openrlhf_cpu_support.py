@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import is_flash_attn_2_available
 
 import openrlhf_cpu.demo as demo
+import openrlhf_cpu.run as run_module
 from openrlhf_cpu import hooks, patches
 from openrlhf_cpu.data import write_jsonl
 from openrlhf_cpu.run import HOST, RunFailed, base_arguments, environment, run
@@ -324,14 +326,31 @@ def test_a_run_that_fails_says_why_and_leaves_no_process(
     assert child_is_gone(tmp_path)
 
 
+def test_the_command_shows_rewards_and_accuracies(
+    stands_in: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = '{"rollout/reward_mean": 0.25, "kl": 1}}'
+    more = '{"step": 2, "data": {"eval/eval_sdpo_sums_pass1": 0.5, "eval/eval_num_samples": 24}}'
+    arguments = stands_in(f"echo '{line}' >> \"$OPENRLHF_CPU_RECORDS\"; echo '{more}' >> \"$OPENRLHF_CPU_RECORDS\"")
+    monkeypatch.setattr(run_module, "run", partial(run, **arguments))
+    assert run_module.main(["--a.b", "c", "--module", HOST]) == 0
+    shown = "step 2: rollout/reward_mean 0.250\nstep 2: eval/eval_sdpo_sums_pass1 0.500\n"
+    assert capsys.readouterr().out == shown
+    monkeypatch.setattr(run_module, "run", partial(run, **stands_in("exit 3")))
+    assert run_module.main(["--module", HOST]) == 1
+    printed = capsys.readouterr().err
+    assert "ended with code 3" in printed
+    assert f"last words, after -m openrlhf_cpu.driver {HOST}" in printed
+
+
 @pytest.mark.slow
-def test_the_unmodified_host_trains_on_two_ranks_and_evaluates_before_and_after(tmp_path: Path) -> None:
+def test_the_unmodified_host_trains_in_float32_on_two_ranks_and_evaluates_before_and_after(tmp_path: Path) -> None:
     steps = 3
     words = base_arguments("sums", tmp_path, steps=steps, questions=4, ranks=2, feedback=False)
     words += ["--eval.steps", str(steps), "--eval.n_samples_per_prompt", "2", "--data.max_samples", "12"]
-    first = {"OPENRLHF_CPU_EVALUATE_FIRST": "1"}
+    variables = {"OPENRLHF_CPU_EVALUATE_FIRST": "1", "OPENRLHF_CPU_PARAM_DTYPE": "fp32"}
     told: list[int] = []
-    metrics = run(words, 400, module=HOST, environment=first, on_step=lambda step, _: told.append(step))
+    metrics = run(words, 400, module=HOST, environment=variables, on_step=lambda step, _: told.append(step))
     assert told == [0, 1, 2, 3, 3]
     assert set(metrics) == {0, 1, 2, 3}
     for step in (0, steps):
@@ -341,7 +360,9 @@ def test_the_unmodified_host_trains_on_two_ranks_and_evaluates_before_and_after(
         assert metrics[step]["rollout/num_samples"] == 16
         assert metrics[step]["acc"] == metrics[step]["rollout/reward_mean"]
     assert any(metrics[step]["actor_grad_norm"] > 0 for step in range(1, steps + 1))
-    assert (tmp_path / "model" / "model.safetensors").is_file()
+    trained, given = (load_file(folder / "model.safetensors") for folder in (tmp_path / "model", checkpoint_path()))
+    assert {weight.dtype for weight in trained.values()} == {torch.float32}
+    assert any(not torch.equal(trained[name], given[name]) for name in given)
 
 
 # The demo ------------------------------------------------------------------------------------------------------------

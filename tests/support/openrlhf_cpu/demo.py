@@ -35,7 +35,7 @@ _STEPS = 120
 _SAMPLES = 8
 _TIME_LIMIT = 3600.0
 # What a run was seen to take, generously.
-_GIGABYTES, _GIGABYTES_PER_RANK = 4.0, 0.8
+_GIGABYTES, _GIGABYTES_PER_RANK = 5.0, 1.0
 _REWARD, _SECONDS = "rollout/reward_mean", "timing/step_total"
 
 
