@@ -42,7 +42,9 @@ class Environment:
         compiled: Installed from source against the torch that is there, right after it, with DeepSpeed's own kernels
             left for when they are needed.
         unwanted: Uninstalled at the end: CUDA builds that something asked for and that break what imports them here.
-        missing: Requirements that are known to be unmet; anything else that `pip check` finds is an error.
+        missing: Requirements that are known to be absent.
+        moved: Distributions whose requirements of exact versions are known to be unmet. Anything else that `pip check`
+            finds is an error.
     """
 
     extras: tuple[str, ...]
@@ -52,6 +54,7 @@ class Environment:
     compiled: tuple[str, ...] = ()
     unwanted: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    moved: tuple[str, ...] = ()
 
 
 def openrlhf(version: str) -> Environment:
@@ -89,6 +92,8 @@ def openrlhf(version: str) -> Environment:
         compiled=("deepspeed==0.19.6",),
         unwanted=("torchvision", "torchaudio", "torchcodec"),
         missing=("flash-attn", "torchvision", "torchaudio", "torchcodec", "vllm"),
+        # Older releases ask for older versions of the same stack. They run on this one, and the matrix says whether.
+        moved=("openrlhf",),
     )
 
 
@@ -104,7 +109,7 @@ ENVIRONMENTS = {
         pins=("trl==1.0.0", "transformers>=5.20,<6", "requests"),
     ),
     "openrlhf": openrlhf("0.11.2"),
-    # The other supported releases ask for the same stack, so a matrix run changes OpenRLHF alone.
+    # The other supported releases on the newest one's stack: a matrix run changes OpenRLHF alone.
     **{f"openrlhf-{version}": openrlhf(version) for version in ("0.10.4", "0.11.0", "0.11.1")},
 }
 
@@ -192,16 +197,23 @@ def build(environment: Environment, folder: Path) -> None:
         step(", ".join(environment.bare), [*pip, "install", "--quiet", "--no-deps", *environment.bare])
     if environment.unwanted:
         step("without " + ", ".join(environment.unwanted), [*pip, "uninstall", "--yes", *environment.unwanted])
-    check_consistency(pip, environment.missing)
+    check_consistency(pip, environment)
     if not gpu:
         refuse_cuda(python)
 
 
-def check_consistency(pip: Sequence[str], missing: Sequence[str]) -> None:
-    """Raise if a requirement is unmet that is not known to be; `missing` names those that are."""
+def check_consistency(pip: Sequence[str], environment: Environment) -> None:
+    """Raise if a requirement is unmet that the environment does not name as such."""
     done = subprocess.run([*pip, "check"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    known = tuple(f" requires {name}, which is not installed." for name in missing)
-    unmet = [line for line in done.stdout.splitlines() if done.returncode and not line.endswith(known)]
+    absent = tuple(f" requires {name}, which is not installed." for name in environment.missing)
+    moved = tuple(f"{name} " for name in environment.moved)
+    unmet = [
+        line
+        for line in done.stdout.splitlines()
+        if done.returncode
+        and not line.endswith(absent)
+        and not (line.startswith(moved) and " has requirement " in line and "but you have" in line)
+    ]
     if unmet:
         raise EnvironmentProblem("requirements do not fit together:\n  " + "\n  ".join(unmet))
 
