@@ -2,18 +2,14 @@
 
 import argparse
 import ast
-import contextlib
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
-from openrlhf_cpu.run import RunFailed, base_arguments
-from openrlhf_cpu.run import run as whole_run
 from sdpo_openrlhf.failures import sentence
 from sdpo_openrlhf.host_cli import REPLACED, HostProgram
 from sdpo_openrlhf.train import main, run
@@ -318,32 +314,6 @@ def test_last_words_of_runs_that_ray_ends():
     assert done.stdout.splitlines()[-1] == "code 1 False"
     assert done.stderr.splitlines()[-1] == f"SDPO: {ours}"
     assert "Traceback (most recent call last)" in done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("killed", "words"),
-    [
-        ("RolloutRayActor", "SDPO: A vLLM engine (RolloutRayActor) died, so the run ended."),
-        ("SDPOPolicyModelActor", "SDPO: A policy rank (SDPOPolicyModelActor) died, so the run ended."),
-    ],
-)
-def test_a_run_ends_by_itself_when_a_process_is_killed(tmp_path, killed, words):
-    def kill(step, metrics):
-        # They are children of Ray's daemon, which is a child of the run's driver.
-        for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if process.cmdline()[:1] and process.cmdline()[0].startswith(f"ray::{killed}"):
-                    process.kill()
-                    ended.append(process.pid)
-
-    ended: list[int] = []
-    arguments = base_arguments("facts", tmp_path, steps=40, questions=4, rollouts=4)
-    with pytest.raises(RunFailed) as caught:
-        whole_run([*arguments, "--sdpo.preset", "paper"], 400, on_step=kill)
-    assert ended, caught.value.log[-4000:]
-    assert not caught.value.timed_out and "ended with code 1" in str(caught.value)
-    assert caught.value.log.rstrip().splitlines()[-1].startswith(words), caught.value.log[-4000:]
 
 
 def test_our_error_is_told_as_it_is():

@@ -260,6 +260,8 @@ def _environment(scratch: Path, more: Mapping[str, str]) -> dict[str, str]:
         "RAY_DEDUP_LOGS": "0",
         # A busy machine takes longer than the half minute that Ray gives itself to start.
         "RAY_raylet_start_wait_time_s": "300",
+        # Ray would end this run for what other programs hold of the memory.
+        "RAY_memory_monitor_refresh_ms": "0",
         # Ray would let every other process of the machine go first, and time limits would measure those.
         "RAY_worker_niceness": "0",
         # Ray replaces a given 127.0.0.1 by the machine's own address, except where it takes clusters for impossible.
