@@ -18,7 +18,10 @@ RUNS ?= 2
 RUNS_PYTEST := -m pytest -o faulthandler_timeout=900 -n $(RUNS) --dist loadfile
 VERL_EVERYWHERE := $(addprefix tests/verl/test_verl_,config.py failures.py install.py prompts.py step.py)
 # The supported releases of OpenRLHF before the newest; each gets an environment of its own.
-OPENRLHF_BEFORE := 0.10.4 0.11.0 0.11.1
+OPENRLHF_BEFORE ?= 0.10.4 0.11.0 0.11.1
+# Tests of single flags are of the newest one's, some of which have other names before.
+OPENRLHF_EVERYWHERE := $(addsuffix .py,$(addprefix tests/openrlhf/test_openrlhf_,checkpoint controllers experience \
+	failures host_loss launcher parity prompts resume runs samples tokens training))
 DOC_EXAMPLES := --doctest-modules --markdown-docs
 
 .DEFAULT_GOAL := help
@@ -63,11 +66,11 @@ test-openrlhf: ## The OpenRLHF adapter's tests, on the newest OpenRLHF
 	@PYTHONPATH=tests/support/openrlhf_cpu/site:tests/support .venvs/openrlhf/bin/python -m pytest $(DOC_EXAMPLES) \
 		adapters/sdpo_openrlhf docs/openrlhf.md
 
-test-openrlhf-matrix: ## The same tests on every supported OpenRLHF before the newest (OPENRLHF_BEFORE=0.10.4 for one)
+test-openrlhf-matrix: ## What must hold on every supported OpenRLHF, on those before the newest (OPENRLHF_BEFORE=0.10.4 for one)
 	@for version in $(OPENRLHF_BEFORE); do \
 		echo "OpenRLHF $$version"; \
 		$(PYTHON) scripts/environment.py openrlhf-$$version && \
-		OMP_NUM_THREADS=1 .venvs/openrlhf-$$version/bin/python $(RUNS_PYTEST) tests/openrlhf || exit 1; \
+		OMP_NUM_THREADS=1 .venvs/openrlhf-$$version/bin/python $(RUNS_PYTEST) $(OPENRLHF_EVERYWHERE) || exit 1; \
 	done
 
 test-fast: env-trl ## The core's quick tests only

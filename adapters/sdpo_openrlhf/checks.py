@@ -75,6 +75,7 @@ def host_problems(args: Any, config: SDPOConfig | None) -> list[str]:
     problems += dataset_problems(args.eval.dataset, "eval.dataset")
     if config is not None:
         problems += [*_loss_path(config), *_rollouts(args, config), *_filtering(args, config), *_teacher(args, config)]
+        problems += _template(args, config)
     return problems
 
 
@@ -115,6 +116,11 @@ def host_notices(args: Any, config: SDPOConfig) -> list[str]:
             "`--sdpo.loss_agg_mode seq-mean-token-sum-norm` without `--sdpo.loss_scale_factor` divides by the padded "
             "length of each micro-batch, so the loss depends on how rows are cut. Set the factor, for example to "
             "`--rollout.max_new_tokens`."
+        )
+    if args.ckpt.max_num == 1 and args.ckpt.save_steps != -1 and not args.ckpt.disable_ds:
+        notices.append(
+            "`--ckpt.max_num 1`: OpenRLHF removes the only checkpoint before it writes the next one, so a run that "
+            "ends in between has none. Set `--ckpt.max_num 2` or more."
         )
     if args.ds.use_liger_kernel:
         notices.append(
@@ -290,6 +296,15 @@ def _teacher(args: Any, config: SDPOConfig) -> Iterator[str]:
         yield (
             f"`--sdpo.teacher lora_ema` averages LoRA adapters, but `--ds.lora.rank {args.ds.lora.rank}` trains the "
             "whole model. Set `--ds.lora.rank 32` (any rank above 0), or `--sdpo.teacher ema`."
+        )
+
+
+def _template(args: Any, config: SDPOConfig) -> Iterator[str]:
+    if config.apply_chat_template_kwargs and not args.data.apply_chat_template:
+        yield (
+            f"`--sdpo.apply_chat_template_kwargs {json.dumps(dict(config.apply_chat_template_kwargs))}` would be "
+            "ignored: without `--data.apply_chat_template` no chat template is applied. Set the latter, or leave the "
+            "former out."
         )
 
 

@@ -22,6 +22,15 @@ _ROLES = (
     ("PPOTrainer", "the controller"),
 )
 
+# The host's functions that wait for a vLLM engine.
+_WAIT_FOR_ENGINES = (
+    "in _generate_vllm",
+    "in _dispatch_prompts_to_vllm",
+    "in batch_vllm_engine_call",
+    "in _broadcast_param",
+    "in _handle_cuda_ipc",
+)
+
 
 def sentence(error: BaseException) -> str:
     """Say what ended a run: our own error as it is, which actor died, or the innermost error.
@@ -39,8 +48,9 @@ def sentence(error: BaseException) -> str:
         return _plain(ours)
     inner = chain[-1]
     if _is(inner, "RayActorError"):
-        return _death(str(inner))
-    return f"The run ended with {_name(inner)}: {_plain(inner)}"
+        return _death(str(inner), str(error))
+    # Ray's own errors go on with reports of a page.
+    return f"The run ended with {_name(inner)}: {_plain(inner).splitlines()[0]}"
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -72,11 +82,18 @@ def _plain(error: BaseException) -> str:
     return str(error).strip() or "no message"
 
 
-def _death(text: str) -> str:
+def _death(text: str, whole: str) -> str:
+    """Say which actor is gone.
+
+    Args:
+        text: Ray's words about it; without its class if it could only not be reached.
+        whole: The traceback of who waited for it.
+    """
     found = re.search(r"class_name:\s*(\S+)", text) or re.search(r"::(\w+)\.__init__\(\)", text)
-    name = found.group(1) if found else "unknown"
+    engine = any(function in whole for function in _WAIT_FOR_ENGINES)
+    name = found.group(1) if found else ("RolloutRayActor" if engine else "unknown")
     role = next((words for part, words in _ROLES if part in name), "an actor")
-    died = f"{role[:1].upper()}{role[1:]} ({name})" if found else "An actor"
+    died = "An actor" if name == "unknown" else f"{role[:1].upper()}{role[1:]} ({name})"
     if "creation task" in text:
         kind, _, message = _last_line(text).partition(": ")
         if kind.startswith("sdpo_plugins.errors."):

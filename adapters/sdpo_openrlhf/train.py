@@ -5,6 +5,7 @@ What is wrong with the command line is said at once and all together, before Ray
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -20,9 +21,12 @@ from sdpo_plugins.config import SDPOConfig
 from sdpo_plugins.errors import ConfigError, SDPOError
 from sdpo_plugins.plugins import load_adapter, resolve, validate
 
-__all__ = ["Prepared", "main", "prepare"]
+__all__ = ["RAY_VARIABLES", "Prepared", "main", "prepare"]
 
 HOST = "openrlhf"
+
+RAY_VARIABLES = {"RAY_process_group_cleanup_enabled": "1"}
+"""Of the Ray that the launcher starts, unless the user set them: what a killed vLLM engine had started ends with it."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,8 @@ def run(train: Callable[[Any], None], args: Any) -> int:
     Returns:
         The exit code.
     """
+    for name, value in RAY_VARIABLES.items():
+        os.environ.setdefault(name, value)
     try:
         train(args)
         last, code = "", 0

@@ -165,6 +165,7 @@ def test_one_rollout_without_feedback_teaches_nothing(words):
         (["--algo.kl.init_coef", "0.01", "--ref.num_gpus_per_node", "2"], "without effect"),
         (["--algo.kl.use_loss", "--algo.kl.init_coef", "0"], "--algo.kl.init_coef 0"),
         (["--sdpo.feedback_template", r"\n{feedback_raw}"], "--sdpo.feedback_template"),
+        (["--ckpt.save_steps", "10", "--ckpt.max_num", "1"], "--ckpt.max_num 2"),
     ],
 )
 def test_settings_that_are_remarked_on(words, more, piece):
@@ -273,3 +274,10 @@ def test_resources_that_are_told_to_ray(words, monkeypatch):
 def test_a_plug_in_that_is_not_there(words):
     (problem,) = problems(words("--sdpo.plugins", "no_such_plugin"))
     assert "'no_such_plugin', which is not installed" in problem
+
+
+def test_template_arguments_without_a_template_are_refused(words):
+    given = ["--sdpo.apply_chat_template_kwargs", '{"enable_thinking": false}']
+    (problem,) = problems(words(*given))
+    assert "would be ignored" in problem and "--data.apply_chat_template" in problem
+    prepare(words(*given, "--data.apply_chat_template"))

@@ -12,6 +12,8 @@ import traceback
 
 import ray
 
+from sdpo_openrlhf.train import RAY_VARIABLES
+
 # Slots, not processors: Ray hands out as many places as it is told there are.
 _CPUS, _GPUS = 16, 8
 _OBJECT_STORE_BYTES = 2**27
@@ -24,6 +26,8 @@ def main() -> int:
         The exit code that Python would give.
     """
     module = sys.argv[1]
+    for name, value in RAY_VARIABLES.items():  # as the launcher does for the Ray that it starts itself
+        os.environ.setdefault(name, value)
     ray.init(
         num_cpus=_CPUS,
         num_gpus=_GPUS,
