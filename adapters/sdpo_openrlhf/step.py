@@ -12,13 +12,12 @@ from torch import Tensor
 from sdpo_openrlhf.tokens import ActionTokens, PassInput, pass_input, student_rows, teacher_rows
 from sdpo_plugins.causal_lm import SplitModel
 from sdpo_plugins.config import SDPOConfig
-from sdpo_plugins.host_term import HostTerm, linear_term
-from sdpo_plugins.inside import Opaque, loss_inside, run_inside
-from sdpo_plugins.losses import FusedRows, LMHead, fused_row_losses, row_weights
-from sdpo_plugins.losses.fused import LogProbTerm
-from sdpo_plugins.modes import evaluating
+from sdpo_plugins.host_term import HostTerm
+from sdpo_plugins.inside import loss_inside
+from sdpo_plugins.losses import FusedRows, row_weights
 from sdpo_plugins.step_metrics import RunningSums, token_sums
 from sdpo_plugins.teacher import LocalTensors, Teacher
+from sdpo_plugins.token_pass import ChosenTokens, TeacherStates, student_loss, teacher_states
 
 __all__ = ["MicroBatch", "SDPOStep", "StepResult"]
 
@@ -107,47 +106,38 @@ class SDPOStep:
         """
         tokens = ActionTokens.of(batch.sequences, batch.action_mask, batch.active, batch.success)
         rows = student_rows(batch.sequences, batch.attention_mask)
-        heads, hidden = self._teacher_pass(batch, tokens, rows)
-        module = self.engine.module
+        scored = self._teacher_pass(batch, tokens, rows)
         loss, found = loss_inside(
-            self.engine, module, lambda: self._student_pass(batch, tokens, rows, heads, hidden, host)
+            self.engine, self.engine.module, lambda: self._student_pass(batch, tokens, rows, scored, host)
         )
-        if found.tokens is not None and found.entropies is not None:
+        assert found.entropies is not None
+        if found.tokens is not None:
             learnt = found.entropies[: tokens.row.numel()]
             self.sums.add(token_sums(found.tokens, learnt, tokens.success[tokens.row]))
-        assert found.entropies is not None
         places = tokens.places(everyone=host is not None)
         log_probs = batch.known_log_probs.detach().to(found.log_probs.dtype).index_put(places, found.log_probs)
         return StepResult(loss, log_probs, torch.zeros_like(log_probs).index_put(places, found.entropies))
 
-    def _teacher_pass(
-        self, batch: MicroBatch, tokens: ActionTokens, rows: list[Tensor]
-    ) -> tuple[list[LMHead], list[Tensor]]:
+    def _teacher_pass(self, batch: MicroBatch, tokens: ActionTokens, rows: list[Tensor]) -> TeacherStates:
         read, shift = teacher_rows(rows, batch.action_mask, batch.teacher_prompts)
         source = self._input(read, tokens.active_rows, shift)
         places = source.flat(tokens.row, tokens.position)
-
-        def forward() -> Opaque:
-            states = self._hidden(source)
-            return Opaque((states[places].clone(), self.split.copy_of_head(states)))
-
-        module = self.engine.module
-        heads, hidden = [], []
-        with torch.no_grad(), evaluating(module):
-            for item in self.teacher.passes:
-                with self.teacher.in_effect(item, self.tensors):
-                    states, head = run_inside(self.engine, module, forward).value
-                heads.append(head)
-                hidden.append(states)
-        return heads, hidden
+        return teacher_states(
+            self.engine,
+            self.engine.module,
+            self.split,
+            self.teacher,
+            self.tensors,
+            lambda: self._hidden(source),
+            places,
+        )
 
     def _student_pass(
         self,
         batch: MicroBatch,
         tokens: ActionTokens,
         rows: list[Tensor],
-        heads: list[LMHead],
-        teacher: list[Tensor],
+        scored: TeacherStates,
         host: HostTerm | None,
     ) -> tuple[Tensor, FusedRows]:
         config = self.config
@@ -155,7 +145,6 @@ class SDPOStep:
         picked = range(len(rows)) if host is not None else tokens.active_rows
         source = self._input(rows, picked, torch.zeros_like(tokens.success, dtype=torch.long))
         states = self._hidden(source).index_select(0, source.flat(row, position))
-        ids = tokens.ids[row, position]
         weights = row_weights(
             tokens.active_mask,
             config.loss_agg_mode,
@@ -163,37 +152,27 @@ class SDPOStep:
             scale_factor=config.loss_scale_factor,
             like=states,
         )
-        common: dict[str, Any] = {"temperature": self.temperature, "chunk_memory_mb": config.chunk_memory_mb}
-
-        def inside(given: Tensor) -> tuple[Tensor, FusedRows]:
-            head = self.split.head()
-            terms: list[LogProbTerm] = []
-            correction = torch.zeros((), device=given.device)
-            if host is not None:
-                linear, correction = linear_term(
-                    host, given, head, ids, (row, position), tokens.ids.shape, config, **common
-                )
-                terms.append(linear)
-            found = fused_row_losses(
-                given,
-                head,
-                teacher if tokens.row.numel() else None,
-                heads,
-                ids,
-                batch.scale * weights[tokens.row, tokens.position],
-                config,
-                old_log_probs=None if batch.on_policy else _picked(batch.known_log_probs, tokens),
-                rollout_is_weights=_picked(batch.rollout_is_weights, tokens),
-                terms=terms,
-                divergence=self.divergence,
-                teacher_shares=[item.share for item in self.teacher.passes],
-                entropies=True,
-                place=lambda at: f"row {int(row[at])} of the micro-batch, action token {int(position[at])}",
-                **common,
-            )
-            return found.loss + correction, found
-
-        return loss_inside(self.split.linear, self.split.linear, inside, states)
+        chosen = ChosenTokens(
+            tokens.ids[row, position],
+            row,
+            position,
+            tokens.ids.shape,
+            batch.scale * weights[tokens.row, tokens.position],
+            None if batch.on_policy else _picked(batch.known_log_probs, tokens),
+            _picked(batch.rollout_is_weights, tokens),
+        )
+        return student_loss(
+            self.split,
+            states,
+            chosen,
+            self.teacher,
+            scored,
+            config,
+            self.divergence,
+            host=host,
+            temperature=self.temperature,
+            place="row {} of the micro-batch, action token {}",
+        )
 
     def _input(self, rows: list[Tensor], picked: Any, shift: Tensor) -> PassInput:
         return pass_input(rows, picked, shift, packed=self.packed, pad_token_id=self.pad_token_id)

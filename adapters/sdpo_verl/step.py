@@ -15,13 +15,12 @@ from verl.utils.device import get_device_id, get_device_name
 
 from sdpo_plugins.causal_lm import SplitModel
 from sdpo_plugins.config import SDPOConfig
-from sdpo_plugins.host_term import HostTerm, linear_term
-from sdpo_plugins.inside import Opaque, loss_inside, run_inside
-from sdpo_plugins.losses import FusedRows, LMHead, fused_row_losses, row_weights
-from sdpo_plugins.losses.fused import LogProbTerm
-from sdpo_plugins.modes import evaluating
+from sdpo_plugins.host_term import HostTerm
+from sdpo_plugins.inside import loss_inside
+from sdpo_plugins.losses import row_weights
 from sdpo_plugins.step_metrics import RunningSums, token_sums
 from sdpo_plugins.teacher import LocalTensors, Teacher
+from sdpo_plugins.token_pass import ChosenTokens, TeacherStates, student_loss, teacher_states
 from sdpo_verl.host_loss import HostLoss
 from sdpo_verl.jagged import PassInput, ResponseTokens, pass_input
 
@@ -66,34 +65,23 @@ class SDPOStep:
         tokens = ResponseTokens.of(micro_batch)
         module = self.engine.module
         with self._autocast():
-            heads, hidden = self._teacher_pass(micro_batch, tokens)
+            scored = self._teacher_pass(micro_batch, tokens)
 
             def student() -> tuple[Tensor, dict[str, Any]]:
-                return self._student_pass(micro_batch, tokens, heads, hidden)
+                return self._student_pass(micro_batch, tokens, scored)
 
             loss, metrics = loss_inside(module, module, student)
         return loss, {"model_output": {}, "loss": loss.detach().item(), "metrics": metrics}
 
-    def _teacher_pass(self, micro_batch: TensorDict, tokens: ResponseTokens) -> tuple[list[LMHead], list[Tensor]]:
+    def _teacher_pass(self, micro_batch: TensorDict, tokens: ResponseTokens) -> TeacherStates:
         source = pass_input(micro_batch, tokens.active_rows, tokens.lengths, prefix="teacher_")
-        places = source.places(tokens.row, tokens.position)
-
-        def forward() -> Opaque:
-            hidden = self._hidden(source)
-            return Opaque((hidden[places].clone(), self.split.copy_of_head(hidden)))
-
-        module = self.engine.module
-        heads, hidden = [], []
-        with torch.no_grad(), evaluating(module):
-            for item in self.teacher.passes:
-                with self.teacher.in_effect(item, self.tensors):
-                    states, head = run_inside(module, module, forward).value
-                heads.append(head)
-                hidden.append(states)
-        return heads, hidden
+        module, places = self.engine.module, source.places(tokens.row, tokens.position)
+        return teacher_states(
+            module, module, self.split, self.teacher, self.tensors, lambda: self._hidden(source), places
+        )
 
     def _student_pass(
-        self, micro_batch: TensorDict, tokens: ResponseTokens, heads: list[LMHead], teacher: list[Tensor]
+        self, micro_batch: TensorDict, tokens: ResponseTokens, scored: TeacherStates
     ) -> tuple[Tensor, dict[str, Any]]:
         config = self.config
         everyone = self.host_loss is not None
@@ -103,7 +91,6 @@ class SDPOStep:
         if everyone:
             row, position = torch.cat([row, tokens.other_row]), torch.cat([position, tokens.other_position])
         states = flat.index_select(0, source.places(row, position))
-        ids = tokens.ids[row, position]
         share, denominator = self._normalization(micro_batch)
         weights = row_weights(
             tokens.active_mask,
@@ -112,41 +99,27 @@ class SDPOStep:
             scale_factor=config.loss_scale_factor,
             like=states,
         )
-        common: dict[str, Any] = {
-            "temperature": float(tu.get_non_tensor_data(micro_batch, "temperature", 1.0)),
-            "chunk_memory_mb": config.chunk_memory_mb,
-        }
+        chosen = ChosenTokens(
+            tokens.ids[row, position],
+            row,
+            position,
+            tokens.ids.shape,
+            share * weights[tokens.row, tokens.position],
+            tokens.optional("old_log_probs", micro_batch),
+            tokens.optional("rollout_is_weights", micro_batch),
+        )
         metrics: dict[str, Any] = {}
-        host = self._host_term(micro_batch, metrics)
-
-        def inside(given: Tensor) -> tuple[Tensor, FusedRows]:
-            head = self.split.head()
-            terms: list[LogProbTerm] = []
-            correction = torch.zeros((), device=given.device)
-            if host is not None:
-                places, shape = (row, position), tokens.ids.shape
-                linear, correction = linear_term(host, given, head, ids, places, shape, config, **common)
-                terms.append(linear)
-            found = fused_row_losses(
-                given,
-                head,
-                teacher if tokens.row.numel() else None,
-                heads,
-                ids,
-                share * weights[tokens.row, tokens.position],
-                config,
-                old_log_probs=tokens.optional("old_log_probs", micro_batch),
-                rollout_is_weights=tokens.optional("rollout_is_weights", micro_batch),
-                terms=terms,
-                divergence=self.divergence,
-                teacher_shares=[item.share for item in self.teacher.passes],
-                entropies=True,
-                place=lambda at: f"row {int(row[at])} of the micro-batch, position {int(position[at])} of the response",
-                **common,
-            )
-            return found.loss + correction, found
-
-        loss, found = loss_inside(self.split.linear, self.split.linear, inside, states)
+        loss, found = student_loss(
+            self.split,
+            states,
+            chosen,
+            self.teacher,
+            scored,
+            config,
+            self.divergence,
+            host=self._host_term(micro_batch, metrics),
+            temperature=float(tu.get_non_tensor_data(micro_batch, "temperature", 1.0)),
+        )
         if found.tokens is not None and found.entropies is not None:
             self.sums.add(token_sums(found.tokens, found.entropies[: tokens.row.numel()], tokens.success[tokens.row]))
         return loss, metrics
