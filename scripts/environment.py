@@ -25,6 +25,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 STAMP = "sdpo-environment.json"
+# A few lines of Python that ask a driver, if there is one.
+HARMLESS = ("nvidia-ml-py",)
 # vLLM holds setuptools to 77, whose wheels torch's compiler front end cannot build; so what is compiled comes first.
 BUILD_TOOLS = ("setuptools==79.0.1", "wheel", "ninja", "packaging", "psutil", "py-cpuinfo", "numpy")
 
@@ -241,7 +243,7 @@ def refuse_cuda(python: str) -> None:
     code = (
         "import importlib.metadata as m, torch;"
         "names = {(d.name or '').lower() for d in m.distributions()};"
-        "found = sorted(n for n in names if n.startswith(('nvidia-', 'cuda-')));"
+        f"found = sorted(n for n in names if n.startswith(('nvidia-', 'cuda-')) and n not in {HARMLESS});"
         "print(', '.join(found + ([f'torch {torch.__version__}'] if torch.version.cuda else [])))"
     )
     found = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
