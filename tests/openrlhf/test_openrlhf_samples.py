@@ -24,7 +24,7 @@ from openrlhf_direct import arguments
 from recorded import tokenizer
 from sdpo_openrlhf.feedback import checked_response
 from sdpo_openrlhf.fields import FEEDBACK
-from sdpo_openrlhf.samples import SDPOSamplesGenerator
+from sdpo_openrlhf.samples import SDPOSamplesGenerator, in_order_of_questions
 from sdpo_plugins import SDPOConfig
 from sdpo_plugins.embedded import checkpoint_path
 from sdpo_plugins.errors import DataError
@@ -190,3 +190,21 @@ def test_the_response_of_the_host_is_left_as_it_was() -> None:
     checked, text = checked_response(response, judged=True)
     assert (checked["reward"], checked["extra_logs"], text) == (1.0, {"acc": 1}, "a")
     assert response["extra_logs"] == {"feedback": "a", "acc": 1} and isinstance(response["reward"], torch.Tensor)
+
+
+def test_groups_stand_in_the_order_of_their_questions() -> None:
+    def row(prompt: str, *tokens: int) -> Experience:
+        return Experience(sequences=torch.tensor([tokens]), prompts=[prompt])
+
+    def tokens(rows: list[Experience]) -> list[int]:
+        return [int(each.sequences[0, -1]) for each in rows]
+
+    one, two, three = [row("a", 1), row("a", 0)], [row("b", 3), row("b", 2)], [row("c", 5), row("c", 4)]
+    for ready in ([*three, *one, *two], [*two, *three, *one], [*one, *two, *three]):
+        assert tokens(in_order_of_questions(ready, ["a", "b", "c"], 2)) == [1, 0, 3, 2, 5, 4]
+    # Filtered groups are missing, later questions replace them; a question may be asked twice.
+    again = [row("a", 0), row("a", 9)]
+    for ready in ([*one, *three, *again], [*again, *one, *three]):
+        assert tokens(in_order_of_questions(ready, ["a", "b", "a", "c"], 2)) == [0, 9, 1, 0, 5, 4]
+    # An agent's own prompt is refused later, by name; here it only comes last.
+    assert tokens(in_order_of_questions([*[row("x", 7)] * 2, *one], ["a"], 2)) == [1, 0, 7, 7]

@@ -18,7 +18,7 @@ PATCHED = {
     "openrlhf.models.actor": "attention_of_actor",
     "openrlhf.models.model": "attention_of_scorers",
     "openrlhf.models.ring_attn_utils": "flash_attention",
-    "openrlhf.trainer.ppo_trainer": "evaluation_first",
+    "openrlhf.trainer.ppo_trainer": "controllers",
     "openrlhf.trainer.ray.vllm_worker_wrap": "weights_of_vllm",
     "openrlhf.utils.deepspeed.deepspeed": "strategy",
     "openrlhf.utils.deepspeed.deepspeed_utils": "optimizer",

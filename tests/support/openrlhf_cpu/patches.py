@@ -213,9 +213,20 @@ def records(module: ModuleType) -> Iterator[None]:
 
 
 @contextmanager
-def evaluation_first(module: ModuleType) -> Iterator[None]:
-    """OpenRLHF evaluates after steps only; this adds the evaluation before the first."""
+def controllers(module: ModuleType) -> Iterator[None]:
+    """The evaluation before the first step, and an order of questions by the seed: OpenRLHF has neither."""
     yield
+    prepare_datasets = module.prepare_datasets
+
+    @functools.wraps(prepare_datasets)
+    def datasets(strategy: Any, *args: Any, **kwargs: Any) -> Any:
+        import torch
+
+        # The controller shuffles by the process's random numbers, which nobody seeds.
+        torch.manual_seed(strategy.args.train.seed)
+        return prepare_datasets(strategy, *args, **kwargs)
+
+    module.prepare_datasets = datasets
     base = module.BasePPOTrainer
     init_checkpoint_states = base.init_checkpoint_states
 
