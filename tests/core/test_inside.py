@@ -76,7 +76,8 @@ def check(model: Net, loss: Tensor) -> None:
     assert float(loss.detach()) == pytest.approx(value, rel=1e-6)
     for name, parameter in model.named_parameters():
         grad = parameter.grad.full_tensor() if hasattr(parameter.grad, "full_tensor") else parameter.grad
-        torch.testing.assert_close(grad, gradients[name], rtol=1e-6, atol=1e-8)
+        # Sums of numbers around 1, in an order that differs between processors: float32 rounds them by 6e-8.
+        torch.testing.assert_close(grad, gradients[name], rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("wrap", [plain, in_shards, in_ddp])
