@@ -27,7 +27,7 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 STAMP = "sdpo-environment.json"
 # A few lines of Python that ask a driver, if there is one.
 HARMLESS = ("nvidia-ml-py",)
-# 5.24 gives state-space models another cache and lets gradient checkpointing share one, which two tests take for errors.
+# 5.24 gives state-space models another cache, and lets gradient checkpointing share one: two tests take it for errors.
 TRANSFORMERS = "transformers>=5.20,<5.24"
 # vLLM holds setuptools to 77, whose wheels torch's compiler front end cannot build; so what is compiled comes first.
 BUILD_TOOLS = ("setuptools==79.0.1", "wheel", "ninja", "packaging", "psutil", "py-cpuinfo", "numpy")
