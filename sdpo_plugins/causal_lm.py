@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdpo_plugins.errors import DataError
+from sdpo_plugins.errors import DataError, HostError
 from sdpo_plugins.inside import Opaque, run_inside
 from sdpo_plugins.losses.fused import LMHead, as_head
 
-__all__ = ["HeadNotFound", "SplitModel", "split_model", "split_problem"]
+__all__ = ["HeadNotFound", "SplitModel", "needed_split", "split_model", "split_problem"]
 
 # What a model's forward does to the logits of its head, by the name in its configuration.
 _FACTORS: dict[str, Callable[[float], float]] = {
@@ -120,6 +120,28 @@ def split_model(model: nn.Module) -> SplitModel:
             scale *= factor(float(value))
     cap = getattr(config, "final_logit_softcapping", None)
     return SplitModel(body, output, scale, None if cap is None else float(cap))
+
+
+def needed_split(model: nn.Module, host: str) -> SplitModel:
+    """Find body and head for a host that knows no loss on whole logits.
+
+    Args:
+        model: As in `split_model`.
+        host: What messages call the host.
+
+    Returns:
+        The parts.
+
+    Raises:
+        HostError: There are none, and why.
+    """
+    try:
+        return split_model(model)
+    except HeadNotFound as reason:
+        raise HostError(
+            f"SDPO in {host} needs the hidden states in front of the model's head, but {reason}. Use a causal "
+            "language model whose head is a plain matrix."
+        ) from reason
 
 
 @torch.no_grad()

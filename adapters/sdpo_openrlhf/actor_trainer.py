@@ -16,9 +16,8 @@ from sdpo_openrlhf.lora import merged_for_vllm
 from sdpo_openrlhf.step import MicroBatch, SDPOStep, StepResult
 from sdpo_openrlhf.tokens import taken_fields
 from sdpo_openrlhf.windows import SDPOReplayBuffer, Window, Windows
-from sdpo_plugins.causal_lm import HeadNotFound, split_model
+from sdpo_plugins.causal_lm import needed_split
 from sdpo_plugins.config import SDPOConfig
-from sdpo_plugins.errors import HostError
 from sdpo_plugins.host_term import HostTerm
 from sdpo_plugins.plugins import resolve
 from sdpo_plugins.step_metrics import RunningSums
@@ -48,13 +47,7 @@ class SDPOActorTrainer(ActorPPOTrainer):
         strategies = resolve(config)
         engine = self.actor.model
         strategies.teacher.check_model(engine.module)
-        try:
-            split = split_model(engine.module)
-        except HeadNotFound as reason:
-            raise HostError(
-                f"SDPO in OpenRLHF needs the hidden states in front of the model's head, but {reason}. Use a causal "
-                "language model whose head is a plain matrix."
-            ) from reason
+        split = needed_split(engine.module, "OpenRLHF")
         tensors = local_tensors(engine.module)
         strategies.teacher.start(tensors)
         self.sdpo = SDPOStep(

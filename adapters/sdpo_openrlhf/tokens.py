@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdpo_openrlhf.fields import ACTIVE, SUCCESS, TEACHER_PROMPT
+from sdpo_openrlhf.fields import ACTIVE, OWN_FIELDS, SUCCESS, TEACHER_PROMPT
 from sdpo_plugins.errors import DataError
 
 __all__ = ["ActionTokens", "PassInput", "pass_input", "student_rows", "taken_fields", "teacher_rows"]
@@ -206,7 +206,7 @@ def taken_fields(info: dict[str, Any], device: Any) -> tuple[list[Tensor], Tenso
     Raises:
         DataError: A field is missing: the experiences come from another experience maker.
     """
-    missing = [name for name in (TEACHER_PROMPT, ACTIVE, SUCCESS) if name not in info]
+    missing = [name for name in OWN_FIELDS if name not in info]
     if missing:
         raise DataError(
             f"the experiences hold no {', '.join(missing)} in `info`, which SDPO's experience maker writes. Start "

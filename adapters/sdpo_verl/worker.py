@@ -12,7 +12,7 @@ from verl.single_controller.base.decorator import Dispatch, register
 from verl.utils import tensordict_utils as tu
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
-from sdpo_plugins.causal_lm import HeadNotFound, split_model
+from sdpo_plugins.causal_lm import needed_split
 from sdpo_plugins.config import SDPOConfig
 from sdpo_plugins.errors import HostError
 from sdpo_plugins.losses import loss_denominator
@@ -49,13 +49,7 @@ class SDPOTrainingWorker(TrainingWorker):
         strategies = resolve(config)
         module = self.engine.module
         strategies.teacher.check_model(module)
-        try:
-            split = split_model(module)
-        except HeadNotFound as reason:
-            raise HostError(
-                f"SDPO in verl needs the hidden states in front of the model's head, but {reason}. Use a causal "
-                "language model whose head is a plain matrix."
-            ) from reason
+        split = needed_split(module, "verl")
         tensors = local_tensors(module)
         strategies.teacher.start(tensors)
         self._step = SDPOStep(
