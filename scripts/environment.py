@@ -64,7 +64,7 @@ class Environment:
 def openrlhf(version: str) -> Environment:
     """OpenRLHF on a CPU: its extra cannot be installed there, because flash-attn is made for CUDA alone."""
     return Environment(
-        extras=("dev",),
+        extras=("feedback", "data", "estimate", "dev"),
         torch="torch==2.13.0",
         pins=(
             "accelerate",
@@ -102,13 +102,13 @@ def openrlhf(version: str) -> Environment:
 
 
 ENVIRONMENTS = {
-    "trl": Environment(extras=("trl", "dev"), torch="torch==2.13.0", pins=("trl==1.16.0", TRANSFORMERS)),
-    "verl": Environment(extras=("verl", "dev"), torch="torch==2.13.0", pins=("verl[verl-core]==0.9.1",)),
+    "trl": Environment(extras=("trl", "feedback", "dev"), torch="torch==2.13.0", pins=("trl==1.16.0", TRANSFORMERS)),
+    "verl": Environment(extras=("verl", "feedback", "dev"), torch="torch==2.13.0", pins=("verl[verl-core]==0.9.1",)),
     # The oldest verl of the extra `verl`; an extra verl-core it has not.
-    "verl-oldest": Environment(extras=("verl", "dev"), torch="torch==2.13.0", pins=("verl==0.9.0",)),
+    "verl-oldest": Environment(extras=("verl", "feedback", "dev"), torch="torch==2.13.0", pins=("verl==0.9.0",)),
     # The oldest TRL of the extra `trl`. It imports requests without asking for it.
     "trl-oldest": Environment(
-        extras=("trl", "dev"),
+        extras=("trl", "feedback", "dev"),
         torch="torch==2.13.0",
         pins=("trl==1.0.0", TRANSFORMERS, "requests"),
     ),

@@ -1,6 +1,7 @@
-"""The tables of docs/configuration.md, made from the code: `python -m sdpo_plugins._reference_docs`.
+"""The tables in docs/configuration.md and docs/feedback.md, made from the code.
 
-A test compares the file with what these functions give, so neither can drift.
+`python -m sdpo_plugins._reference_docs` makes them anew. A test compares the files with what these functions give, so
+neither can drift.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +21,18 @@ from sdpo_plugins.config import SDPOConfig
 from sdpo_plugins.plugins import catalogue
 from sdpo_plugins.presets import PAPER_HOST_SETTINGS, PRESETS
 
-__all__ = ["BLOCKS", "filled"]
+__all__ = ["BLOCKS", "DOCUMENTS", "filled"]
 
-DOCUMENT = Path("docs/configuration.md")
+DOCUMENTS = ("configuration.md", "feedback.md")
 _BLOCK = re.compile(r"(<!-- generated: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def option_table() -> str:
-    """All options of `SDPOConfig`: valid values, default, meaning."""
+def option_table(options: type[Any] = SDPOConfig) -> str:
+    """All options of a dataclass, by default of the configuration: valid values, default, meaning."""
     rows = []
-    for item in dataclasses.fields(SDPOConfig):
+    for item in dataclasses.fields(options):
         default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
-        rows.append((f"`{item.name}`", _valid(item), _value(default), item.metadata["help"]))
+        rows.append((f"`{item.name}`", _valid(item, options), _value(default), item.metadata["help"]))
     return _table(("option", "valid", "default", "meaning"), rows)
 
 
@@ -66,12 +68,17 @@ def dialect_tables() -> str:
     return "\n\n".join(_dialect(dialect) for dialect in DIALECTS.values())
 
 
-BLOCKS = {
+BLOCKS: dict[str, Callable[[], str]] = {
     "options": option_table,
     "strategies": strategy_table,
     "presets": preset_table,
     "host-settings": host_settings_table,
     "dialects": dialect_tables,
+    **{
+        f"options-of-{name}": partial(option_table, scorer.options)
+        for name, scorer in catalogue("scorer").items()
+        if scorer.options is not None
+    },
 }
 
 
@@ -102,13 +109,13 @@ def _dialect(dialect: Dialect) -> str:
     return "\n\n".join(parts)
 
 
-def _valid(item: dataclasses.Field[Any]) -> str:
+def _valid(item: dataclasses.Field[Any], options: type[Any]) -> str:
     meta = item.metadata
     if meta["choices"]:
         return ", ".join(f"`{choice}`" for choice in meta["choices"])
     if meta["placeholders"]:
         return "a text with " + ", ".join(f"`{{{name}}}`" for name in meta["placeholders"])
-    words, otherwise, null = describe_type(typing.get_type_hints(SDPOConfig)[item.name]).partition(" or null")
+    words, otherwise, null = describe_type(typing.get_type_hints(options)[item.name]).partition(" or null")
     low, high = meta["low"], meta["high"]
     if low is not None and high is not None:
         words += f" in {'(' if meta['exclusive'] else '['}{low:g}, {high:g}]"
@@ -136,4 +143,6 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    for document in DOCUMENTS:
+        path = Path("docs", document)
+        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sdpo_plugins.hookspecs import hookimpl
-from sdpo_plugins.types import Divergence, Host, Reprompter, Selector, TeacherStrategy
+from sdpo_plugins.types import Divergence, Host, Reprompter, Scorer, Selector, TeacherStrategy
 
 if TYPE_CHECKING:
     from sdpo_plugins.config import SDPOConfig
@@ -106,6 +106,50 @@ def sdpo_teachers() -> list[TeacherStrategy]:
         _teacher("live", "The student itself, in this step; diverges in the paper's ablation."),
         _teacher("trust_region", "The initial student's logits moved towards the student's: ref^(1−r)·student^r."),
         _teacher("lora_ema", "One base model with two adapters: the student's, and a moving average of it."),
+    ]
+
+
+@hookimpl
+def sdpo_scorers() -> list[Scorer]:
+    # The modules of the options are light: a sandbox, math-verify or a client is imported when a scorer is built.
+    from sdpo_plugins.feedback.code import CodeOptions
+    from sdpo_plugins.feedback.llm_judge import LLMJudgeOptions
+    from sdpo_plugins.feedback.math_answer import MathOptions
+    from sdpo_plugins.feedback.multiple_choice import MultipleChoiceOptions
+    from sdpo_plugins.feedback.tool_use import ToolUseOptions
+
+    place = "sdpo_plugins.feedback"
+    return [
+        Scorer(
+            "code",
+            "A program that must pass every test, run in a sandbox; says in the authors' form what fails.",
+            _Lazy(f"{place}.code:build_code"),
+            CodeOptions,
+        ),
+        Scorer(
+            "math",
+            "An answer in \\boxed{} that must equal the truth as mathematics (math-verify).",
+            _Lazy(f"{place}.math_answer:build_math"),
+            MathOptions,
+        ),
+        Scorer(
+            "multiple_choice",
+            "The right letter between <answer> tags; by default without any feedback text.",
+            _Lazy(f"{place}.multiple_choice:build_multiple_choice"),
+            MultipleChoiceOptions,
+        ),
+        Scorer(
+            "tool_use",
+            "The right tools with the right inputs, as `Action:` and `Action Input:`.",
+            _Lazy(f"{place}.tool_use:build_tool_use"),
+            ToolUseOptions,
+        ),
+        Scorer(
+            "llm_judge",
+            "A language model behind an OpenAI-compatible server, which gives the score and says why.",
+            _Lazy(f"{place}.llm_judge:build_llm_judge"),
+            LLMJudgeOptions,
+        ),
     ]
 
 

@@ -1,19 +1,22 @@
-"""docs/configuration.md says what the code says."""
+"""docs/configuration.md and docs/feedback.md say what the code says."""
 
 from pathlib import Path
 
-from sdpo_plugins._reference_docs import BLOCKS, filled
+import pytest
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "configuration.md"
+from sdpo_plugins._reference_docs import BLOCKS, DOCUMENTS, filled
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_the_document_is_up_to_date():
-    text = DOCUMENT.read_text(encoding="utf-8")
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_the_document_is_up_to_date(document):
+    text = (DOCS / document).read_text(encoding="utf-8")
     assert filled(text) == text, "run: python -m sdpo_plugins._reference_docs"
 
 
-def test_the_document_has_every_block():
-    text = DOCUMENT.read_text(encoding="utf-8")
+def test_the_documents_have_every_block():
+    text = "".join((DOCS / document).read_text(encoding="utf-8") for document in DOCUMENTS)
     assert [name for name in BLOCKS if f"<!-- generated: {name} -->" not in text] == []
 
 
