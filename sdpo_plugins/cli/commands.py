@@ -10,6 +10,8 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from sdpo_plugins._version import __version__
+from sdpo_plugins.cli.data import data_app
+from sdpo_plugins.cli.estimate import estimate_command
 from sdpo_plugins.errors import SDPOError
 
 __all__ = ["app", "main"]
@@ -55,7 +57,7 @@ def _show_version(wanted: bool) -> None:
 def _complete_task(incomplete: str) -> list[str]:
     from sdpo_plugins.embedded import task_names
 
-    return [name for name in task_names() if name.startswith(incomplete)]
+    return [name for name in task_names(family=None) if name.startswith(incomplete)]
 
 
 @app.callback()
@@ -123,6 +125,19 @@ def demo_command(
     from sdpo_plugins.cli.run import demo
 
     demo(seeds, task or [], output)
+
+
+app.command(
+    "estimate",
+    epilog="Examples: `sdpo estimate --model Qwen/Qwen2.5-0.5B` · "
+    "`sdpo estimate --model Qwen/Qwen2.5-7B --teacher lora_ema --lora-rank 16 --load-in-4bit` · "
+    "`sdpo estimate --model Qwen/Qwen3-8B --host verl --ranks 4 --compare`",
+)(estimate_command)
+
+
+app.add_typer(
+    data_app, name="data", epilog="Examples: `sdpo data gsm8k` · `sdpo data sciknoweval --host verl --domain Physics`"
+)
 
 
 def main() -> None:
