@@ -55,12 +55,13 @@ _ONLY: tuple[tuple[str, tuple[Any, ...], str, str], ...] = (
 )
 
 
-def host_problems(args: Any, config: SDPOConfig | None) -> list[str]:
+def host_problems(args: Any, config: SDPOConfig | None, *, written: bool = False) -> list[str]:
     """Say which of the host's settings SDPO cannot honour; empty if all is well, or if SDPO is off.
 
     Args:
         args: The host's nested arguments.
         config: SDPO's options; None if they are invalid themselves.
+        written: Whether the reward file will be written by the launcher, before the run.
     """
     if config is not None and not config.enabled:
         return []
@@ -71,7 +72,8 @@ def host_problems(args: Any, config: SDPOConfig | None) -> list[str]:
             problems.append(f"`--{flag} {value}` is not supported: {why}. {instead}.")
     problems += [*_estimator(args), *_model(args), *_adapters(args), *_engines(args), *_batches(args)]
     problems += place_problems(args)
-    problems += [*_rewards(args), *dataset_problems(args.data.prompt_dataset, "data.prompt_dataset", needed=True)]
+    problems += [] if written else _rewards(args)
+    problems += dataset_problems(args.data.prompt_dataset, "data.prompt_dataset", needed=True)
     problems += dataset_problems(args.eval.dataset, "eval.dataset")
     if config is not None:
         problems += [*_loss_path(config), *_rollouts(args, config), *_filtering(args, config), *_teacher(args, config)]
@@ -251,8 +253,9 @@ def _rewards(args: Any) -> Iterator[str]:
         yield from reward_problems(endpoints)
     elif not args.reward.model_name_or_path:
         yield (
-            "Nothing gives rewards. Set `--reward.remote_url` to a Python file with `reward_func` or to a server, "
-            "`--train.agent_func_path` to a file with `AgentExecutor`, or `--reward.model_name_or_path` to a model."
+            "Nothing gives rewards. Set `--sdpo.scorer` to a scorer (`sdpo list` shows them), `--reward.remote_url` to "
+            "a Python file with `reward_func` or to a server, `--train.agent_func_path` to a file with "
+            "`AgentExecutor`, or `--reward.model_name_or_path` to a model."
         )
     else:
         problem = folder_problem(args.reward.model_name_or_path, "reward.model_name_or_path")

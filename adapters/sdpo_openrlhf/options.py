@@ -14,6 +14,7 @@ import yaml
 
 from sdpo_openrlhf.flags import unknown_flags
 from sdpo_openrlhf.host_defaults import HOST_DEFAULTS, description, host_defaults
+from sdpo_openrlhf.scorer import FLAGS as SCORER_FLAGS
 from sdpo_plugins._dialect_tables import DIALECTS, SHARED_ROWS
 from sdpo_plugins._options import describe_type
 from sdpo_plugins.config import SDPOConfig
@@ -67,6 +68,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="YAML file with a mapping of SDPO options, ours or another project's; it may hold `preset` or `dialect`. "
         "Flags beat the file, the file beats the preset.",
+        **common,
+    )
+    group.add_argument(
+        f"--{PREFIX}scorer",
+        metavar="NAME",
+        help="Scorer that gives rewards and feedback (`sdpo list`), in the place of `--reward.remote_url`.",
+        **common,
+    )
+    group.add_argument(
+        f"--{PREFIX}scorer_options",
+        metavar="MAPPING",
+        help="The scorer's options, with `workers` and `timeout` of its batches.",
         **common,
     )
     for name, item in _FIELDS.items():
@@ -148,7 +161,8 @@ def config_of(texts: Mapping[str, Any]) -> SDPOConfig:
     """Make the options from what stands on the command line: the preset, then the file, then the flags.
 
     Args:
-        texts: Option names, with `preset` and `config` among them, and the words behind each flag.
+        texts: Option names, with `preset` and `config` among them, and the words behind each flag. The scorer's are
+            passed over: they are no options of SDPO.
 
     Returns:
         The validated options.
@@ -160,7 +174,7 @@ def config_of(texts: Mapping[str, Any]) -> SDPOConfig:
         >>> config_of({"preset": "paper", "ema_tau": "0.1", "plugins": []}).teacher_update_rate
         0.1
     """
-    given = dict(texts)
+    given = {name: words for name, words in texts.items() if name not in SCORER_FLAGS}
     preset, path = given.pop("preset", None), given.pop("config", None)
     in_file = {} if path is None else _read(Path(path))
     named, dialect = in_file.pop("preset", None), in_file.pop("dialect", None)

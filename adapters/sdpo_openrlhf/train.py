@@ -16,6 +16,7 @@ from sdpo_openrlhf.checks import host_notices, host_problems
 from sdpo_openrlhf.failures import sentence
 from sdpo_openrlhf.host_cli import HostProgram
 from sdpo_openrlhf.options import parse, settle
+from sdpo_openrlhf.scorer import ScorerFile, take_scorer
 from sdpo_plugins.builtin import HOSTS
 from sdpo_plugins.config import SDPOConfig
 from sdpo_plugins.errors import ConfigError, SDPOError
@@ -38,12 +39,14 @@ class Prepared:
         args: The host's arguments, nested, with all of SDPO's options in `sdpo`.
         config: SDPO's options.
         notices: What is valid but probably not what was meant.
+        reward_file: To be written before the run, for `--sdpo.scorer`.
     """
 
     program: HostProgram
     args: Any
     config: SDPOConfig
     notices: tuple[str, ...]
+    reward_file: ScorerFile | None = None
 
 
 def prepare(argv: Sequence[str] | None = None) -> Prepared:
@@ -62,15 +65,20 @@ def prepare(argv: Sequence[str] | None = None) -> Prepared:
     """
     load_adapter(next(host for host in HOSTS if host.name == HOST))
     program = HostProgram.find()
-    checked = program.check(parse(program.build_parser(), argv))
+    flat = parse(program.build_parser(), argv)
+    scorer = take_scorer(flat)
+    checked = program.check(flat)
     args, problems = checked.args, list(checked.problems)
     config: SDPOConfig | None = None
+    reward_file: ScorerFile | None = None
     try:
         config = settle(args)
         validate(config, HOST)
+        if scorer is not None:
+            reward_file = scorer.file(args.actor.model_name_or_path, config.plugins)
     except ConfigError as error:
         problems += error.problems
-    problems += host_problems(args, config)
+    problems += host_problems(args, config, written=scorer is not None)
     if checked.crash is not None and not problems:
         problems.append(
             f"OpenRLHF's own check of its flags ended with {type(checked.crash).__name__}: {checked.crash}. A flag "
@@ -79,7 +87,7 @@ def prepare(argv: Sequence[str] | None = None) -> Prepared:
     if problems or config is None:
         raise ConfigError(problems) from checked.crash
     resolve(config)
-    return Prepared(program, args, config, tuple(host_notices(args, config)))
+    return Prepared(program, args, config, tuple(host_notices(args, config)), reward_file)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for notice in prepared.notices:
             _say(notice)
         train = prepared.program.load_train()
+        if prepared.reward_file is not None:
+            prepared.reward_file.write()
     except SDPOError as error:
         _say(error)
         return 2

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from datasets import Dataset, load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from sdpo_plugins.embedded import checkpoint_path, load_task
 from sdpo_plugins.errors import ConfigError
+from sdpo_plugins.feedback.trl import TRLReward, for_trl
 from sdpo_trl.arguments import SDPOTrainingArguments
 from sdpo_trl.embedded import dataset_of, reward_of, sampled_accuracy
 from sdpo_trl.trainer import SDPOTrainer
@@ -32,7 +34,7 @@ class RecipeArguments:
     """What a recipe says beyond training arguments: data and rewards."""
 
     host: str = field(default="trl", metadata={"help": "The framework that runs the recipe."})
-    task: str | None = field(default=None, metadata={"help": "A task of the project: sums or facts."})
+    task: str | None = field(default=None, metadata={"help": "A task of the project: sums, facts or programs."})
     dataset_name: str | None = field(
         default=None,
         metadata={"help": "A dataset with a `prompt` column: a hub name, or a .json, .jsonl or .parquet file."},
@@ -43,6 +45,12 @@ class RecipeArguments:
         default_factory=list,
         metadata={"help": "Reward functions as `module:function` or `path/to/file.py:function`."},
     )
+    scorer: str | None = field(
+        default=None, metadata={"help": "A scorer of the catalogue (`sdpo list`), which gives rewards and feedback."}
+    )
+    scorer_options: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "The scorer's options, and `workers` and `timeout` of its batches."}
+    )
 
 
 def train(config: Path, overrides: Sequence[str]) -> None:
@@ -50,7 +58,7 @@ def train(config: Path, overrides: Sequence[str]) -> None:
 
     Args:
         config: The YAML file: options of `RecipeArguments`, `SDPOTrainingArguments` and TRL's `ModelConfig`, flat.
-            `model_name_or_path: embedded` is the project's own checkpoint.
+            `model_name_or_path: embedded` is the project's own checkpoint for the task.
         overrides: `key=value` texts on top.
 
     Raises:
@@ -59,10 +67,12 @@ def train(config: Path, overrides: Sequence[str]) -> None:
     recipe, args, model_args = parse(config, overrides)
     tokenizer_path = model_path = model_args.model_name_or_path
     if model_path in (None, EMBEDDED):
-        tokenizer_path = model_path = str(checkpoint_path())
+        family = load_task(recipe.task).family if recipe.task else "text"
+        tokenizer_path = model_path = str(checkpoint_path(family))
     dataset, rewards = _data(recipe)
     trusted = getattr(args, "trust_remote_code", False)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=trusted)
+    rewards += _scorers(recipe, args, tokenizer)
     model: Any = model_path
     if recipe.task:
         model = AutoModelForCausalLM.from_pretrained(model_path)
@@ -122,12 +132,20 @@ def parse(config: Path, overrides: Sequence[str]) -> tuple[RecipeArguments, Any,
 
 
 def _data(recipe: RecipeArguments) -> tuple[Dataset, list[Any]]:
+    if recipe.scorer_options and not recipe.scorer:
+        raise ConfigError(f"`scorer_options` is given without `scorer`; got {recipe.scorer_options!r}.")
     if recipe.task:
+        if recipe.scorer:
+            raise ConfigError(
+                f"The task {recipe.task!r} brings its own reward function; `scorer` (got {recipe.scorer!r}) is for "
+                "data of one's own, with `dataset_name`. Leave one of the two out."
+            )
         return dataset_of(load_task(recipe.task)), [reward_of(recipe.task)]
-    if not recipe.dataset_name or not recipe.reward_functions:
+    if not recipe.dataset_name or not (recipe.reward_functions or recipe.scorer):
         raise ConfigError(
-            "A recipe needs `task` (sums or facts), or `dataset_name` and `reward_functions`; got "
-            f"dataset_name={recipe.dataset_name!r}, reward_functions={recipe.reward_functions!r}."
+            "A recipe needs `task` (sums, facts or programs), or `dataset_name` and `scorer` or `reward_functions`; "
+            f"got dataset_name={recipe.dataset_name!r}, scorer={recipe.scorer!r}, "
+            f"reward_functions={recipe.reward_functions!r}."
         )
     suffix = Path(recipe.dataset_name).suffix
     if suffix in (".json", ".jsonl", ".parquet"):
@@ -136,6 +154,27 @@ def _data(recipe: RecipeArguments) -> tuple[Dataset, list[Any]]:
     else:
         dataset = load_dataset(recipe.dataset_name, recipe.dataset_config, split=recipe.dataset_split)
     return dataset, [import_function(name) for name in recipe.reward_functions]
+
+
+def _scorers(recipe: RecipeArguments, args: Any, tokenizer: Any) -> list[TRLReward]:
+    """Return the recipe's scorer as a reward function that knows which answers were cut off."""
+    if not recipe.scorer:
+        return []
+    options = recipe.scorer_options
+    if isinstance(options, str):  # of a command line
+        try:
+            options = yaml.safe_load(options)
+        except yaml.YAMLError as error:
+            raise ConfigError(
+                f"`scorer_options` must be a mapping in JSON or YAML, got {options!r}: {error}"
+            ) from error
+    if options is not None and not isinstance(options, dict):
+        raise ConfigError(f"`scorer_options` must be a mapping, got {options!r} ({type(options).__name__}).")
+    ends = tokenizer.eos_token_id
+    known = {"max_completion_length": args.max_completion_length} if ends is not None else {}
+    plugins = args.to_sdpo_config().plugins
+    settings = {"plugins": plugins, "eos_token_id": ends, **known, **(options or {})}
+    return [for_trl(recipe.scorer, **settings)]
 
 
 def import_function(name: str) -> Callable[..., Any]:

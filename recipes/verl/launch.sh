@@ -5,12 +5,12 @@ set -euo pipefail
 here="$1"
 shift
 name="$(basename "$here")"
-data="${DATA_DIR:-$PWD/runs/data/$name}"
+data="${DATA_DIR:-$PWD/runs/data/verl/$name}"
 output="${OUTPUT_DIR:-$PWD/runs/$name}"
 
 for split in train test; do
   if [[ ! -f "$data/$split.parquet" ]]; then
-    echo "$data/$split.parquet is missing: python $here/prepare.py --output $data, or set DATA_DIR." >&2
+    echo "$data/$split.parquet is missing: sdpo data ${name%%_*} --host verl --output $data, or set DATA_DIR." >&2
     exit 1
   fi
 done
@@ -19,6 +19,5 @@ exec "${PYTHON:-python}" -m verl.trainer.main_ppo --config-path "$here" --config
   "actor_rollout_ref.model.path='${MODEL_PATH:-Qwen/Qwen3-8B}'" \
   "data.train_files='$data/train.parquet'" \
   "data.val_files='$data/test.parquet'" \
-  "reward.custom_reward_function.path='$here/reward.py'" \
   "trainer.default_local_dir='$output'" \
   "$@"

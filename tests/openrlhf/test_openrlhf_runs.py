@@ -30,8 +30,12 @@ class Run:
 
 
 def trained(folder: Path, steps: int, *more: str, ranks: int = 1) -> Run:
+    words = base_arguments("facts", folder, steps=steps, questions=QUESTIONS, rollouts=ROLLOUTS, ranks=ranks)
+    if "--sdpo.scorer" in more:
+        at = words.index("--reward.remote_url")
+        words[at : at + 2] = []
     metrics = run(
-        [*base_arguments("facts", folder, steps=steps, questions=QUESTIONS, rollouts=ROLLOUTS, ranks=ranks), *more],
+        [*words, *more],
         LIMIT,
         log=folder / "log.txt",
     )
@@ -101,6 +105,8 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Run:
         3,
         *("--ds.lora.rank", "8", "--ds.lora.alpha", "16", "--actor.adam.lr", "1e-2"),
         *("--sdpo.teacher", "lora_ema", "--sdpo.teacher_update_rate", "0.5"),
+        # A plug-in's scorer by its name, with workers of its own in the vLLM engine.
+        *("--sdpo.scorer", "embedded", "--sdpo.plugins", "embedded_scorer", "--sdpo.scorer_options", '{"workers": 1}'),
     )
 
 
@@ -111,6 +117,14 @@ def test_merged_adapters_are_what_is_sampled_from(adapters: Run) -> None:
         assert abs(found["vllm_kl"]) < 0.03
     divergences = [adapters.metrics[step]["self_distillation/divergence"] for step in (1, 3)]
     assert divergences[0] > 0 and divergences[1] > 0
+
+
+def test_a_scorer_of_the_catalogue_rewards_and_gives_feedback(adapters: Run) -> None:
+    assert (adapters.folder / "model" / "sdpo_reward.py").is_file()
+    for found in adapters.metrics.values():
+        assert found["acc"] == pytest.approx(found["reward"])
+        assert found["scoring_crashed"] == found["scoring_timed_out"] == 0.0
+        assert found["self_distillation/feedback_used_fraction"] > 0.5
 
 
 def test_the_adapter_is_saved(adapters: Run) -> None:

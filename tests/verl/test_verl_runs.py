@@ -108,6 +108,10 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Run:
             f"{ACTOR}.ppo_micro_batch_size_per_gpu={ROWS // 2}",
             f"{ACTOR}.optim.lr=1e-2",
             "trainer.save_freq=1",
+            # A plug-in's scorer by its name, with workers of its own in each of verl's reward workers.
+            "reward.custom_reward_function.path=pkg://sdpo_plugins.feedback.verl",
+            "reward.custom_reward_function.name=compute_score",
+            "+reward.custom_reward_function.reward_kwargs={scorer:embedded,plugins:[embedded_scorer],workers:1}",
             teacher="lora_ema",
             teacher_update_rate=RATE,
             grpo_weight=GRPO_WEIGHT,
@@ -157,6 +161,14 @@ def test_merged_adapters_are_what_is_sampled_from(adapters: Run) -> None:
         unmoved = log_probs.gather(-1, ids[0, len(row["prompts"]) :, None])[:, 0].exp()
         differences += (unmoved - torch.tensor(row["old_log_probs"]).exp()).abs().tolist()
     assert found < 0.01 < 0.05 < sum(differences) / len(differences)
+
+
+def test_a_scorer_of_the_catalogue_rewards_and_gives_feedback(adapters: Run) -> None:
+    for step, found in adapters.metrics.items():
+        rows = adapters.rows(step)
+        told = [row for row in rows if "Wrong. The atomic number of" in decode(row["teacher_input_ids"])]
+        assert len(told) / ROWS == found["self_distillation/feedback_used_fraction"] > 0.5
+        assert 0.0 <= found["critic/score/mean"] <= 1.0 - len(told) / ROWS
 
 
 def test_the_hybrid_loss_is_the_weighted_sum(adapters: Run) -> None:

@@ -42,7 +42,7 @@ class CalculatorAgent(AgentInstanceBase):
         """Answer a message of the model.
 
         Args:
-            state_dict: OpenRLHF's: `action_text`, the message, and `label`, JSON with `answer` and `reveal`.
+            state_dict: OpenRLHF's: `action_text`, the message, and `label`, JSON with `ground_truth` and `reveal`.
 
         Returns:
             OpenRLHF's `rewards`, `scores`, `environment_feedback` (the next message) and `done`; in `extra_logs` the
@@ -52,7 +52,7 @@ class CalculatorAgent(AgentInstanceBase):
         message, truth = state_dict["action_text"], json.loads(state_dict["label"])
         boxes, calls = _BOX.findall(message), _CALL.findall(message)
         if boxes:
-            right = Fraction(boxes[-1].replace(",", "")) == Fraction(truth["answer"])
+            right = Fraction(boxes[-1].replace(",", "")) == Fraction(truth["ground_truth"])
             said = "" if right else self._what_went_wrong(f"The answer {boxes[-1]} is wrong.", truth)
             return self._result(float(right), said)
         reply = "\n".join(self._answer(call) for call in calls)
@@ -77,7 +77,7 @@ class CalculatorAgent(AgentInstanceBase):
         if self._calls == 0:
             said.append("The calculator was not used.")
         if truth["reveal"]:
-            said.append(f"The right answer is {truth['answer']}.")
+            said.append(f"The right answer is {truth['ground_truth']}.")
         return " ".join(said)
 
     def _result(self, reward: float, feedback: str, reply: str | None = None) -> dict[str, Any]:

@@ -6,13 +6,13 @@
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-data="${DATA_DIR:-$PWD/runs/data/openrlhf_agent_async}"
+data="${DATA_DIR:-$PWD/runs/data/openrlhf/gsm8k_calculator}"
 output="${OUTPUT_DIR:-$PWD/runs/openrlhf_agent_async}"
 episodes=3
 
 for split in train test; do
   if [[ ! -f "$data/$split.jsonl" ]]; then
-    echo "$data/$split.jsonl is missing: python $here/../prepare.py --calculator --output $data, or set DATA_DIR." >&2
+    echo "$data/$split.jsonl is missing: sdpo data gsm8k --host openrlhf --no-think --calculator --output $data, or set DATA_DIR." >&2
     exit 1
   fi
 done

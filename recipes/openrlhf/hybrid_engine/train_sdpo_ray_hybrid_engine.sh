@@ -6,12 +6,12 @@
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-data="${DATA_DIR:-$PWD/runs/data/openrlhf_hybrid_engine}"
+data="${DATA_DIR:-$PWD/runs/data/openrlhf/gsm8k}"
 output="${OUTPUT_DIR:-$PWD/runs/openrlhf_hybrid_engine}"
 
 for split in train test; do
   if [[ ! -f "$data/$split.jsonl" ]]; then
-    echo "$data/$split.jsonl is missing: python $here/../prepare.py --output $data, or set DATA_DIR." >&2
+    echo "$data/$split.jsonl is missing: sdpo data gsm8k --host openrlhf --no-think --output $data, or set DATA_DIR." >&2
     exit 1
   fi
 done
@@ -66,7 +66,6 @@ rollouts=(
   --rollout.temperature 1.0
   # A row at a time: OpenRLHF's pass for old log-probabilities holds float32 logits of whole sequences.
   --rollout.micro_batch_size 1
-  --reward.remote_url "$here/reward.py"
 )
 # Eight rollouts an optimizer step, 32 steps a rollout batch, as in section 4 of the paper.
 training=(
@@ -95,6 +94,9 @@ checkpoints=(
 )
 sdpo=(
   --sdpo.preset paper_rich_feedback
+  # Rewards and feedback: the right number in the last box, and which written equations do not hold.
+  --sdpo.scorer math
+  --sdpo.scorer_options '{"check_equations": true}'
 )
 
 set -x

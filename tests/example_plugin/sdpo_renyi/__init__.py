@@ -1,12 +1,24 @@
-"""The Rényi divergence, and the longest success as demonstration: a plug-in to copy."""
+"""The Rényi divergence, the longest success as demonstration, a scorer of numbers: a plug-in to copy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sdpo_plugins import Divergence, Rollout, SDPOConfig, Selector, TeacherContexts, hookimpl, option
+from sdpo_plugins import (
+    DataError,
+    Divergence,
+    Rollout,
+    Score,
+    Scorer,
+    SDPOConfig,
+    Selector,
+    TeacherContexts,
+    hookimpl,
+    option,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +57,32 @@ def longest(index: int, candidates: Sequence[int], rollouts: Sequence[Rollout]) 
     return max(candidates, key=lambda candidate: len(rollouts[candidate].response))
 
 
+@dataclass(frozen=True)
+class EstimateOptions:
+    """Options of the scorer `estimate`."""
+
+    tolerance: float = option(0.1, "How far off a right estimate may be, as a share of the truth.", low=0.0)
+
+
+def build_estimate(config: SDPOConfig, options: EstimateOptions) -> Callable[[str, Mapping[str, Any]], Score]:
+    """Give 1 if the last number of the answer is near the row's, else 0 and whether it is too high or too low."""
+
+    def estimate(response: str, sample: Mapping[str, Any]) -> Score:
+        try:
+            truth = float(sample["ground_truth"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"the scorer 'estimate' needs a number as `ground_truth`, got {dict(sample)!r}.") from error
+        numbers = re.findall(r"-?\d{1,15}(?:\.\d{1,15})?", response[-200:])
+        if not numbers:
+            return Score(0.0, "There is no number in the answer.", {"acc": 0.0})
+        off = float(numbers[-1]) - truth
+        if abs(off) <= options.tolerance * abs(truth):
+            return Score(1.0, None, {"acc": 1.0})
+        return Score(0.0, f"{numbers[-1]} is too {'high' if off > 0 else 'low'}.", {"acc": 0.0})
+
+    return estimate
+
+
 @hookimpl
 def sdpo_divergences() -> list[Divergence]:
     return [Divergence("renyi", "Rényi's D_a(T‖S), with an order.", build_renyi, RenyiOptions)]
@@ -53,6 +91,11 @@ def sdpo_divergences() -> list[Divergence]:
 @hookimpl
 def sdpo_selectors() -> list[Selector]:
     return [Selector("longest", "The success with the longest response.", lambda config, options: longest)]
+
+
+@hookimpl
+def sdpo_scorers() -> list[Scorer]:
+    return [Scorer("estimate", "A number near enough to the truth.", build_estimate, EstimateOptions)]
 
 
 @hookimpl
