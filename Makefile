@@ -16,12 +16,12 @@ OTHER_HOSTS := tests/verl tests/support/verl_cpu tests/support/verl_recorded.py 
 # Whole runs, each a dozen processes of which mostly one works: two at a time. A file's tests share its runs.
 RUNS ?= 2
 RUNS_PYTEST := -m pytest -o faulthandler_timeout=900 -n $(RUNS) --dist loadfile
-VERL_EVERYWHERE := $(addprefix tests/verl/test_verl_,config.py failures.py install.py prompts.py step.py)
+VERL_EVERYWHERE := $(addprefix tests/verl/test_verl_,config.py failures.py install.py prompts.py scorers.py step.py)
 # The supported releases of OpenRLHF before the newest; each gets an environment of its own.
 OPENRLHF_BEFORE ?= 0.10.4 0.11.0 0.11.1
 # Tests of single flags are of the newest one's, some of which have other names before.
 OPENRLHF_EVERYWHERE := $(addsuffix .py,$(addprefix tests/openrlhf/test_openrlhf_,checkpoint controllers experience \
-	failures host_loss launcher parity prompts resume runs samples tokens training))
+	failures host_loss launcher parity prompts resume runs samples scorers tokens training))
 DOC_EXAMPLES := --doctest-modules --markdown-docs
 
 .DEFAULT_GOAL := help

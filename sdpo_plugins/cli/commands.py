@@ -1,4 +1,4 @@
-"""The command line: `sdpo list`, `sdpo doctor`, `sdpo train`, `sdpo demo`."""
+"""The command line: `sdpo list`, `sdpo doctor`, `sdpo data`, `sdpo estimate`, `sdpo train`, `sdpo demo`."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Scorers that reward an answer and say what was wrong with it, and the way from them to each host.
 
-    reward = for_trl("code")                                 # a reward function of TRL's
-    compute_score = for_verl("math")                         # of verl's; without code: sdpo_plugins.feedback.verl
-    reward_func = for_openrlhf("tool_use", reveal=True)      # of OpenRLHF's
-    scores = BatchScorer("code")(responses, rows)            # of none
+    reward = for_trl("code")                                    # a reward function of TRL's
+    compute_score = for_verl("math")                            # of verl's; without code: sdpo_plugins.feedback.verl
+    reward_func = for_openrlhf("tool_use", reveal_truth=True)   # of OpenRLHF's
+    scores = BatchScorer("code")(responses, rows)               # of none
 
 Nothing here imports torch or a host.
 """
