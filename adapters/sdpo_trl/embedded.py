@@ -1,4 +1,4 @@
-"""The embedded tasks as TRL data: a dataset, a reward function with feedback, and sampled accuracy."""
+"""The embedded tasks as TRL data: a dataset, a reward function with feedback, sampled answers and their accuracy."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from sdpo_plugins.embedded import Question, Task, load_task
+from sdpo_plugins.embedded.tasks import accuracy
 from sdpo_plugins.modes import evaluating
 
-__all__ = ["dataset_of", "reward_of", "sampled_accuracy"]
+__all__ = ["dataset_of", "reward_of", "sampled_accuracy", "sampled_answers"]
 
 
 def dataset_of(task: Task, split: str = "train") -> Dataset:
-    """Return a task's questions as a dataset with `prompt`, `truth` and `subject`."""
+    """Return a task's questions as a dataset with `prompt`, `truth`, `subject`, and `ground_truth` for a scorer."""
     return Dataset.from_list(task.rows("train" if split == "train" else "evaluation"))
 
 
@@ -47,7 +48,6 @@ def reward_of(name: str) -> Any:
     return correct
 
 
-@torch.no_grad()
 def sampled_accuracy(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -73,14 +73,48 @@ def sampled_accuracy(
         Accuracy in [0, 1].
     """
     questions = [question for question in task.evaluation for _ in range(samples)]
-    texts = [
-        tokenizer.apply_chat_template(question.messages, tokenize=False, add_generation_prompt=True)
-        for question in questions
-    ]
-    right = 0.0
+    answers = sampled_answers(
+        model,
+        tokenizer,
+        [question.messages for question in questions],
+        max_new_tokens=task.max_completion_length,
+        seed=seed,
+        temperature=temperature,
+        batch_size=batch_size,
+    )
+    return accuracy(task, questions, answers)
+
+
+@torch.no_grad()
+def sampled_answers(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[dict[str, str]]],
+    *,
+    max_new_tokens: int,
+    seed: int,
+    temperature: float = 1.0,
+    batch_size: int = 256,
+) -> list[str]:
+    """Sample one answer to each prompt.
+
+    Args:
+        model: The policy.
+        tokenizer: Its tokenizer, with a chat template.
+        prompts: Chat messages of each.
+        max_new_tokens: Of an answer.
+        seed: Of the sampling; the caller's own random numbers are not moved.
+        temperature: Of the sampling.
+        batch_size: Answers generated at once.
+
+    Returns:
+        The texts, without special tokens.
+    """
+    texts = [tokenizer.apply_chat_template(one, tokenize=False, add_generation_prompt=True) for one in prompts]
+    answers: list[str] = []
     with torch.random.fork_rng(), evaluating(model):
         torch.manual_seed(seed)
-        for start in range(0, len(questions), batch_size):
+        for start in range(0, len(texts), batch_size):
             batch = tokenizer(
                 texts[start : start + batch_size],
                 return_tensors="pt",
@@ -95,10 +129,8 @@ def sampled_accuracy(
                 temperature=temperature,
                 top_k=0,
                 top_p=1.0,
-                max_new_tokens=task.max_completion_length,
+                max_new_tokens=max_new_tokens,
                 pad_token_id=tokenizer.pad_token_id,
             )
-            answers = tokenizer.batch_decode(output[:, batch["input_ids"].size(1) :], skip_special_tokens=True)
-            for question, answer in zip(questions[start : start + batch_size], answers, strict=True):
-                right += task.score(question, answer)[0]
-    return right / len(questions)
+            answers += tokenizer.batch_decode(output[:, batch["input_ids"].size(1) :], skip_special_tokens=True)
+    return answers

@@ -47,7 +47,7 @@ def demo(seeds: int, tasks: Sequence[str], output: Path) -> None:
 
     Args:
         seeds: How many seeds of each method, at least 1.
-        tasks: Names of the demo's tasks; empty for all of them.
+        tasks: Names of tasks; empty for those of the demo's own model.
         output: Folder for results and pictures.
 
     Raises:
@@ -56,7 +56,7 @@ def demo(seeds: int, tasks: Sequence[str], output: Path) -> None:
     """
     from sdpo_plugins.embedded import task_names
 
-    known = task_names()
+    known = task_names(family=None)
     unknown = [task for task in tasks if task not in known]
     if unknown:
         raise ConfigError(

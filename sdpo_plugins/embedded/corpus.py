@@ -51,7 +51,7 @@ class Conversation:
 
     messages: tuple[dict[str, str], ...]
     answer: str
-    kind: Literal["sum", "fact", "context"]
+    kind: Literal["sum", "fact", "plain", "context"]
 
 
 def teacher_content(question: str, solution: str | None, feedback: str | None) -> str:

@@ -1,6 +1,6 @@
-"""Train the embedded checkpoint from nothing: tokenizer, then model, in a few minutes on two cores.
+"""Train an embedded checkpoint from nothing: tokenizer, then model, in a few minutes on two cores.
 
-python -m sdpo_plugins.embedded.pretrain --output DIR --seed 0
+python -m sdpo_plugins.embedded.pretrain --family text --output DIR --seed 0
 """
 
 from __future__ import annotations
@@ -10,66 +10,18 @@ import itertools
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdpo_plugins.embedded.corpus import Conversation, Corpus, Mixture, tokenizer_texts
+from sdpo_plugins.embedded.corpus import Conversation
+from sdpo_plugins.embedded.families import FAMILIES, PretrainSettings
 from sdpo_plugins.embedded.tokenizer import TURN_END, TURN_START, render_prompt, train_tokenizer
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
-
-
-_TOKENIZER_MIXTURE = Mixture(plain_sums=0.85, slip=0.45)
-
-
-@dataclass(frozen=True)
-class PretrainSettings:
-    """How the checkpoint is trained: first until sums and contexts are known, then some steps of doubt.
-
-    Args:
-        learning_steps: at most so many optimizer steps with right sums only.
-        doubt_steps: steps with slips after that. With slips from the start, addition takes far longer.
-        known: the first part ends when the mean losses of sums and of contexts are below this (nats a
-            token). A fixed number of steps would leave the accuracy to chance: addition appears suddenly.
-        plain: conversations without a context in a step.
-        contexts: conversations with a context in a step.
-        muon_rate: peak learning rate of the layers' matrices.
-        adamw_rate: peak learning rate of embeddings and norms.
-        warmup: warm-up steps.
-        mixture: what the conversations are about.
-    """
-
-    learning_steps: int = 400
-    doubt_steps: int = 240
-    known: float = 0.12
-    plain: int = 64
-    contexts: int = 48
-    muon_rate: float = 5e-3
-    adamw_rate: float = 3e-3
-    warmup: int = 30
-    mixture: Mixture = field(default_factory=Mixture)
-
-    def rate(self, step: int, doubt_from: int | None) -> float:
-        """The share of the peak learning rates at a step.
-
-        Args:
-            step: counted from 0.
-            doubt_from: the first step with slips; None while it is not known.
-
-        Returns:
-            Warm-up to 1, slow linear decay to 0.4 while learning, then linear decay to nearly 0.
-        """
-
-        def learning(at: int) -> float:
-            return min(1.0, (at + 1) / self.warmup) * (1 - 0.6 * at / max(1, self.learning_steps))
-
-        if doubt_from is None:
-            return learning(step)
-        return learning(doubt_from) * max(0.02, 1 - (step - doubt_from) / max(1, self.doubt_steps))
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
@@ -206,7 +158,7 @@ def _backward(
 
 
 def pretrain(
-    seed: int = 0, settings: PretrainSettings | None = None, progress: bool = True
+    seed: int = 0, settings: PretrainSettings | None = None, progress: bool = True, family: str = "text"
 ) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
     """Train tokenizer and model.
 
@@ -214,6 +166,7 @@ def pretrain(
         seed: of the data and the weights; the same seed and number of threads give the same checkpoint.
         settings: None is what the shipped checkpoint was trained with.
         progress: show a progress bar.
+        family: ``"text"`` or ``"code"``.
 
     Returns:
         The model, in evaluation mode, and its tokenizer.
@@ -226,14 +179,14 @@ def pretrain(
     import torch
     from tqdm.auto import tqdm
 
-    settings = settings or PretrainSettings()
+    kind = FAMILIES[family]
+    settings = settings or kind.settings
     torch.manual_seed(seed)
-    # Its own draws and shares, so that the tokenizer is the same whatever the model is trained on.
-    tokenizer = train_tokenizer(tokenizer_texts(Corpus(seed=0, mixture=_TOKENIZER_MIXTURE)))
-    corpus = Corpus(seed, settings.mixture)
+    tokenizer = train_tokenizer(kind.tokenizer_texts())
+    corpus = kind.corpus(seed)
     model = build_model(tokenizer).train()
     optimizers = _optimizers(model, settings)
-    smooth = {"sum": 10.0, "context": 10.0}
+    smooth = dict.fromkeys(kind.watched, 10.0)
     doubt_from: int | None = None
     bar = tqdm(total=settings.learning_steps + settings.doubt_steps, desc="pre-training", disable=not progress)
     for step in itertools.count():
@@ -252,10 +205,10 @@ def pretrain(
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        smooth = {kind: 0.9 * mean + 0.1 * losses.get(kind, mean) for kind, mean in smooth.items()}
+        smooth = {watched: 0.9 * mean + 0.1 * losses.get(watched, mean) for watched, mean in smooth.items()}
         bar.update()
         if step % 20 == 0:
-            bar.set_postfix({kind: f"{mean:.3f}" for kind, mean in smooth.items()})
+            bar.set_postfix({watched: f"{mean:.3f}" for watched, mean in smooth.items()})
     bar.close()
     return model.eval(), tokenizer
 
@@ -286,17 +239,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: None is ``sys.argv[1:]``.
     """
-    parser = argparse.ArgumentParser(description="Train the embedded checkpoint from nothing.")
+    parser = argparse.ArgumentParser(description="Train an embedded checkpoint from nothing.")
+    parser.add_argument("--family", choices=sorted(FAMILIES), default="text", help="which checkpoint")
     parser.add_argument("--output", type=Path, required=True, help="directory for the checkpoint")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="learn for at most so many optimizer steps, for a quick try")
     options = parser.parse_args(arguments)
-    settings = PretrainSettings()
+    settings = FAMILIES[options.family].settings
     if options.steps is not None:
         if options.steps < 1:
             parser.error(f"--steps must be at least 1, not {options.steps}")
-        settings = PretrainSettings(learning_steps=options.steps, doubt_steps=min(options.steps, settings.doubt_steps))
-    model, tokenizer = pretrain(options.seed, settings)
+        settings = replace(settings, learning_steps=options.steps, doubt_steps=min(options.steps, settings.doubt_steps))
+    model, tokenizer = pretrain(options.seed, settings, family=options.family)
     save(model, tokenizer, options.output)
     print(f"saved {sum(p.numel() for p in model.parameters()):,} parameters to {options.output}")
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 Method = Literal["grpo", "sdpo"]
 
-# Names and meanings are those of SDPOConfig; no top-K is the whole vocabulary, cheap with 1024 tokens.
+# Names and meanings are those of SDPOConfig; no top-K is the whole vocabulary, cheap with at most 1024 tokens.
 _FORWARD_KL_FROZEN: Mapping[str, Any] = MappingProxyType(
     {
         "alpha": 0.0,
@@ -75,6 +75,14 @@ _FACTS: dict[str, Any] = {
     "rollouts_per_question": 4,
     "lr_scheduler_type": "constant",
 }
+_PROGRAMS: dict[str, Any] = {
+    "task": "programs",
+    "steps": 40,
+    "questions_per_step": 16,
+    "rollouts_per_question": 4,
+    "max_completion_length": 24,
+    "lr_scheduler_type": "constant",
+}
 _JS_FROZEN: Mapping[str, Any] = MappingProxyType({**_FORWARD_KL_FROZEN, "alpha": 0.5})
 
 SETTINGS: tuple[RunSettings, ...] = (
@@ -82,6 +90,8 @@ SETTINGS: tuple[RunSettings, ...] = (
     RunSettings(**_SUMS, method="sdpo", learning_rate=2e-4, sdpo=_JS_FROZEN),
     RunSettings(**_FACTS, method="grpo", learning_rate=1e-4),
     RunSettings(**_FACTS, method="sdpo", learning_rate=1e-3, sdpo=_FORWARD_KL_FROZEN),
+    RunSettings(**_PROGRAMS, method="grpo", learning_rate=3e-4),
+    RunSettings(**_PROGRAMS, method="sdpo", learning_rate=1e-3, sdpo=_FORWARD_KL_FROZEN),
 )
 
 
@@ -89,7 +99,7 @@ def run_settings(task: str, method: str) -> RunSettings:
     """The tuned settings of one task and method.
 
     Args:
-        task: ``"sums"`` or ``"facts"``.
+        task: ``"sums"``, ``"facts"`` or ``"programs"``.
         method: ``"grpo"`` or ``"sdpo"``.
 
     Returns:

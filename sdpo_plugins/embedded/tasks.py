@@ -1,4 +1,4 @@
-"""The two questions-and-answers tasks of the demo: ``sums`` and ``facts``.
+"""The questions-and-answers tasks: ``sums`` and ``facts`` of the demo, and ``programs`` for the code model.
 
 A task is data and a score, so that any trainer can use it: questions as chat messages, the true answer, and a
 reward that comes with feedback in words. Nothing here needs torch.
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sdpo_plugins.embedded.elements import ATOMIC_NUMBERS, ELEMENTS
+from sdpo_plugins.embedded.grading import scored
 
 TRAIN_SUMS = 1024
 HELD_OUT_SUMS = 200
@@ -33,7 +34,7 @@ class Question:
 
     Args:
         text: the user's message, e.g. ``"What is 23 + 45?"``.
-        truth: the exact answer that earns reward 1, e.g. ``"68"``.
+        truth: the exact answer that earns reward 1, e.g. ``"68"``; where a scorer grades, what that takes for truth.
         subject: what the feedback talks about, e.g. ``"The answer"`` or ``"The atomic number of iron"``.
 
     Example:
@@ -62,6 +63,8 @@ class Task:
         evaluation: the questions that accuracy is measured on.
         held_out: whether `evaluation` and `train` have no question in common.
         max_completion_length: longest answer in tokens, end of turn included, that a sampler should allow.
+        family: which embedded checkpoint can answer it, as for ``checkpoint_path(family)``.
+        scorer: name of the project's scorer that grades; None: only exactly the truth is right.
     """
 
     name: str
@@ -70,9 +73,11 @@ class Task:
     evaluation: tuple[Question, ...]
     held_out: bool
     max_completion_length: int
+    family: str = "text"
+    scorer: str | None = None
 
     def score(self, question: Question, response: str) -> tuple[float, str | None]:
-        """Score one response: reward 1 for exactly the true answer, else 0 and feedback.
+        """Score one response: reward 1 for the true answer, else 0 and feedback.
 
         Args:
             question: one of the task's questions.
@@ -85,12 +90,16 @@ class Task:
             >>> load_task("sums").score(sum_question(23, 34), "61")
             (0.0, 'Wrong. The answer is 57, not 61.')
         """
+        if self.scorer is not None:
+            return scored(self.scorer, question.truth, response)
         if response.strip() == question.truth:
             return 1.0, None
         return 0.0, feedback_text(question, response)
 
     def rows(self, split: Split = "train") -> list[dict[str, Any]]:
         """The questions of a split as rows of a data set: ``prompt`` (chat messages), ``truth``, ``subject``.
+
+        Where a scorer grades, the truth stands in ``ground_truth`` as well, where scorers look for it.
 
         Args:
             split: ``"train"`` or ``"evaluation"``.
@@ -104,7 +113,8 @@ class Task:
         if split not in ("train", "evaluation"):
             raise ValueError(f"no split {split!r} in task {self.name!r}; choose 'train' or 'evaluation'")
         questions = self.train if split == "train" else self.evaluation
-        return [{"prompt": q.messages, "truth": q.truth, "subject": q.subject} for q in questions]
+        rows = [{"prompt": q.messages, "truth": q.truth, "subject": q.subject} for q in questions]
+        return rows if self.scorer is None else [{**row, "ground_truth": row["truth"]} for row in rows]
 
 
 def question_of(row: dict[str, Any]) -> Question:
@@ -223,24 +233,35 @@ def _facts() -> Task:
     )
 
 
-_TASKS: dict[str, Callable[[], Task]] = {"sums": _sums, "facts": _facts}
+def _programs() -> Task:
+    # It needs this module's types.
+    from sdpo_plugins.embedded.programs import programs_task
+
+    return programs_task()
 
 
-def task_names() -> tuple[str, ...]:
-    """The names that `load_task` knows.
+_TASKS: dict[str, Callable[[], Task]] = {"sums": _sums, "facts": _facts, "programs": _programs}
+_FAMILIES: dict[str, tuple[str, ...]] = {"text": ("sums", "facts"), "code": ("programs",)}
+
+
+def task_names(family: str | None = "text") -> tuple[str, ...]:
+    """The names of tasks.
+
+    Args:
+        family: those that this checkpoint answers; ``"text"`` is that of the demo; None: all that `load_task` knows.
 
     Example:
-        >>> task_names()
-        ('sums', 'facts')
+        >>> task_names(), task_names("code")
+        (('sums', 'facts'), ('programs',))
     """
-    return tuple(_TASKS)
+    return tuple(_TASKS) if family is None else _FAMILIES[family]
 
 
 def load_task(name: str) -> Task:
     """Build a task by its name.
 
     Args:
-        name: one of `task_names()`.
+        name: one of `task_names(None)`.
 
     Returns:
         The task, equal on every call.

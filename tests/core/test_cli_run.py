@@ -149,15 +149,16 @@ def test_version():
     assert run("--version").stdout == f"sdpo-plugins {__version__}\n"
 
 
-def test_task_names_complete_on_the_tab_key():
+@pytest.mark.parametrize(("typed", "names"), [("s", ["sums"]), ("p", ["programs"])])
+def test_task_names_complete_on_the_tab_key(typed, names):
     environment = {
         **os.environ,
         "_SDPO_COMPLETE": "complete_bash",
-        "COMP_WORDS": "sdpo demo --task s",
+        "COMP_WORDS": f"sdpo demo --task {typed}",
         "COMP_CWORD": "3",
     }
     done = subprocess.run([script()], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["sums"]
+    assert done.stdout.split() == names
 
 
 def script() -> str:

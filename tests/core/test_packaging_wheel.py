@@ -73,10 +73,11 @@ def test_wheel_has_every_source_file(wheel):
     assert files == source_files()
 
 
-def test_wheel_has_the_checkpoint_the_license_and_the_typing_marker(wheel):
+def test_wheel_has_the_checkpoints_the_license_and_the_typing_marker(wheel):
     found = names(wheel)
-    checkpoint = {Path(name).name for name in found if name.startswith("sdpo_plugins/embedded/checkpoint/")}
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= checkpoint
+    for folder in ("checkpoint", "checkpoint_code"):
+        checkpoint = {Path(name).name for name in found if name.startswith(f"sdpo_plugins/embedded/{folder}/")}
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= checkpoint
     assert f"sdpo_plugins-{__version__}.dist-info/licenses/LICENSE" in found
     assert "sdpo_plugins/py.typed" in found
 

@@ -1,21 +1,36 @@
-"""The demo's tasks and settings: data that must not move, and what feedback says. No torch."""
+"""The tasks and settings: data that must not move, and what feedback says. No torch."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
-from sdpo_plugins.embedded import load_task, task_names
+from sdpo_plugins.embedded import checkpoint_path, load_task, task_names
+from sdpo_plugins.embedded.code_corpus import CodeCorpus
 from sdpo_plugins.embedded.corpus import Corpus, Mixture, teacher_content
 from sdpo_plugins.embedded.elements import ATOMIC_NUMBERS, ELEMENTS
+from sdpo_plugins.embedded.programs import (
+    FUNCTION_NAMES,
+    INPUTS,
+    Formula,
+    answer_of,
+    formulas,
+    inputs_for,
+    program_question,
+    true_formula,
+)
 from sdpo_plugins.embedded.settings import SETTINGS, run_settings
 from sdpo_plugins.embedded.tasks import accuracy, element_question, question_of, split_sums, sum_question
 
 
 def test_import_needs_no_torch() -> None:
-    code = "import sys, sdpo_plugins.embedded, sdpo_plugins.embedded.settings; sys.exit('torch' in sys.modules)"
+    modules = ", ".join(f"sdpo_plugins.embedded.{name}" for name in ("settings", "families", "programs"))
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -79,7 +94,7 @@ def test_facts_feedback_reveals_the_number() -> None:
 
 
 def test_rows_round_trip() -> None:
-    for name in task_names():
+    for name in task_names(family=None):
         task = load_task(name)
         assert tuple(question_of(row) for row in task.rows("train")) == task.train
         assert tuple(question_of(row) for row in task.rows("evaluation")) == task.evaluation
@@ -94,8 +109,10 @@ def test_messages_are_fresh() -> None:
 
 
 def test_unknown_names_list_the_choices() -> None:
-    with pytest.raises(ValueError, match="sums, facts"):
+    with pytest.raises(ValueError, match="sums, facts, programs"):
         load_task("products")
+    with pytest.raises(ValueError, match="text, code"):
+        checkpoint_path("vision")
     with pytest.raises(ValueError, match="facts/sdpo"):
         run_settings("facts", "ppo")
 
@@ -117,6 +134,83 @@ def test_teacher_content_is_the_authors_wording() -> None:
 
 
 def test_both_methods_get_the_same_generations() -> None:
-    assert {(s.task, s.method) for s in SETTINGS} == {(t, m) for t in task_names() for m in ("grpo", "sdpo")}
-    for task in task_names():
+    every = task_names(family=None)
+    assert {(s.task, s.method) for s in SETTINGS} == {(t, m) for t in every for m in ("grpo", "sdpo")}
+    for task in every:
         assert run_settings(task, "grpo").generations == run_settings(task, "sdpo").generations
+
+
+def test_every_task_belongs_to_one_checkpoint() -> None:
+    assert task_names() == ("sums", "facts") and task_names("code") == ("programs",)
+    for family in ("text", "code"):
+        assert {load_task(name).family for name in task_names(family)} == {family}
+
+
+def test_tests_tell_every_formula_from_the_others() -> None:
+    for formula in formulas():
+        for seed in range(20):
+            inputs = inputs_for(formula, seed)
+            assert len(set(inputs)) == len(inputs) and set(inputs) <= set(INPUTS)
+            assert [f for f in formulas() if all(f(x) == formula(x) for x in inputs)] == [formula]
+
+
+def test_a_formula_is_what_python_makes_of_it() -> None:
+    for formula in formulas():
+        assert [formula(x) for x in INPUTS] == [eval(formula.text, {"x": x}) for x in INPUTS]
+
+
+def test_functions_of_a_run_never_move() -> None:
+    """The shipped checkpoint was trained so as not to know them."""
+    listing = "\n".join(f"{name} {true_formula(name).text}" for name in FUNCTION_NAMES)
+    assert (
+        hashlib.sha256(listing.encode()).hexdigest()
+        == "62363a56c48a88bbc2c28a8ff75b546e3b5da496c682b275c8a9a73620cce968"
+    )
+
+
+def test_pretraining_never_sees_what_a_function_computes_in_a_run() -> None:
+    corpus = CodeCorpus(seed=5)
+    for conversation in (*corpus.plain(2000, slips=False), *corpus.with_context(2000)):
+        content = conversation.messages[-1]["content"]
+        name = content.split("(x)")[0].split(" ")[-1]
+        assert name in FUNCTION_NAMES
+        assert answer_of(name, true_formula(name).text) not in (conversation.answer, content)
+
+
+def test_code_contexts_hold_a_demonstration_or_feedback_in_the_scorers_own_words() -> None:
+    kinds: Counter[str] = Counter()
+    heads = ("Correct solution", "Expected", "Runtime Error", "Incorrect Format")
+    for conversation in CodeCorpus(seed=3).with_context(400):
+        content = conversation.messages[-1]["content"]
+        shown = [head for head in heads if head in content]
+        kinds.update(shown)
+        assert shown
+        assert ("Correct solution" in shown or "Expected" in shown) == (conversation.kind == "context")
+        if "Correct solution" in shown:
+            assert f"Correct solution:\n\n{conversation.answer}" in content
+    assert len(kinds) == 4 and min(kinds.values()) > 5
+
+
+def test_programs_are_graded_by_the_scorer_and_its_sandbox() -> None:
+    task = load_task("programs")
+    question = program_question("bola", Formula("x + {k}", 3))
+    assert json.loads(question.truth)["fn_name"] == "bola"
+    assert task.score(question, answer_of("bola", "x + 3")) == (1.0, None)
+    assert task.score(question, f"I would write\n{answer_of('bola', '3 + x')}") == (1.0, None)
+    reward, feedback = task.score(question, answer_of("bola", "x - 1"))
+    (first, *_) = json.loads(question.truth)["inputs"]
+    assert reward == 0.0 and feedback is not None
+    assert f"Input\n{first}\n\nOutput\n{int(first) - 1}\n\nExpected\n{3 + int(first)}" in feedback
+    for answer, message in (
+        ("def bola(x): return x + 3", "Incorrect Format"),
+        (answer_of("bola", "y + 3"), "Runtime Error\nNameError"),
+    ):
+        reward, feedback = task.score(question, answer)
+        assert reward == 0.0 and feedback is not None and feedback.startswith(message)
+
+
+def test_rows_of_programs_are_what_scorers_read() -> None:
+    task = load_task("programs")
+    row = task.rows()[0]
+    assert set(row) == {"prompt", "truth", "subject", "ground_truth"} and row["ground_truth"] == row["truth"]
+    assert "ground_truth" not in load_task("sums").rows()[0]
