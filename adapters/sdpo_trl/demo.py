@@ -91,7 +91,7 @@ def train_once(settings: RunSettings, seed: int) -> Run:
             temperature=settings.temperature,
             max_steps=settings.steps,
             learning_rate=settings.learning_rate,
-            lr_scheduler_type="constant",
+            lr_scheduler_type=settings.lr_scheduler_type,
             gradient_checkpointing=False,
             bf16=False,
             seed=seed,

@@ -66,7 +66,7 @@ _SUMS: dict[str, Any] = {
     "steps": 60,
     "questions_per_step": 8,
     "rollouts_per_question": 8,
-    "lr_scheduler_type": "linear",
+    "lr_scheduler_type": "constant",
 }
 _FACTS: dict[str, Any] = {
     "task": "facts",
