@@ -54,7 +54,7 @@ class Finding:
 
 
 def diagnose() -> list[Finding]:
-    """Look at this Python, the core's dependencies, the device, plug-ins and hosts.
+    """Look at this Python, the core's dependencies, the device, the sandbox, plug-ins and hosts.
 
     Returns:
         The findings in reading order; the installation is broken if any of them is.
@@ -65,6 +65,7 @@ def diagnose() -> list[Finding]:
         *_dependencies(),
         *_device(),
         *_companions(),
+        *_sandbox(),
         *_plugins(reports),
         *_hosts(reports),
     ]
@@ -144,6 +145,13 @@ def _companions() -> Iterator[Finding]:
     for name in _COMPANIONS:
         installed = _version(name)
         yield Finding(name, "note" if installed is None else "ok", installed or "not installed")
+
+
+def _sandbox() -> Iterator[Finding]:
+    """What programs that a model wrote would run in, which is needed by the scorer `code` alone."""
+    from sdpo_plugins.feedback.sandbox.opening import describe_isolation
+
+    yield Finding("sandbox", *describe_isolation())
 
 
 def _plugins(reports: list[PluginReport]) -> Iterator[Finding]:

