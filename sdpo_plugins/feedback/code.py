@@ -72,6 +72,9 @@ class CodeOptions:
     reveal_expected: bool = option(
         True, "Show the right output of a failed test; for test type `code`, the test itself."
     )
+    source_lines: bool = option(
+        False, "Show the program's own line at each place of an error; the teacher does not see the program otherwise."
+    )
     max_cases: int = option(2, "Wrong answers shown at most.", low=1)
     max_chars: int = option(2000, "Characters of the whole feedback at most.", low=100)
     max_field_chars: int = option(
@@ -141,7 +144,7 @@ def score_code(response: str, sample: Mapping[str, Any], options: CodeOptions, s
         truncated = truncated or unfinished
         return _score([], TRUNCATED if truncated else WRONG_CODE_FORMAT, wrong_format=True, truncated=truncated)
     cases = _run(code, tests, options, sandbox)
-    show = Show(options.max_cases, options.max_chars, options.max_field_chars)
+    show = Show(options.max_cases, options.max_chars, options.max_field_chars, options.source_lines)
     return _score(cases, cases_text(cases, show) or None, truncated=truncated)
 
 

@@ -35,6 +35,9 @@ _HEADS = {
     "wrong": "Wrong Answer",
 }
 
+# What the sandbox's report has before a place in the program: the line that stands there.
+_SOURCE_LINE = re.compile(r"^  .*\n(?=Line \d+ in .*\(\w+\.py\)$)", re.MULTILINE)
+
 Kind = Literal["passed", "wrong", "error", "memory", "output", "timeout", "not run"]
 
 
@@ -67,11 +70,13 @@ class Show:
         cases: Wrong answers at most.
         chars: Characters of the whole text at most.
         field_chars: Characters of an input's line, of an output and of a right answer at most.
+        source_lines: Whether an error's places are shown with the program's line there.
     """
 
     cases: int = 2
     chars: int = 2000
     field_chars: int = 250
+    source_lines: bool = False
 
 
 def clean(text: str) -> str:
@@ -152,6 +157,8 @@ def _ended_text(head: str, case: Case, show: Show, room: int) -> str:
     if case.kind == "error":
         # The report gives way to the input, of which less is shown anyway.
         report = case.report.strip() or "The program ended with an error."
+        if not show.source_lines:
+            report = _SOURCE_LINE.sub("", report)
         head += "\n" + _fitted(report, room - len(head) - 1 - len(tail))
     return head + tail
 

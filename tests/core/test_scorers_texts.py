@@ -71,6 +71,14 @@ def test_the_shape_of_an_error() -> None:
     )
 
 
+def test_lines_of_the_program_are_shown_on_request() -> None:
+    report = "E: a\n  b\n  return 1 / 0\nLine 2 in f (Solution.py)\n  f()\nLine 4 in <module> (Solution.py)"
+    case = Case("error", "0", report=report)
+    assert cases_text([case], Show(source_lines=True)) == f"Runtime Error\n{report}\n\nLast Executed Input\n0"
+    plain = "E: a\n  b\nLine 2 in f (Solution.py)\nLine 4 in <module> (Solution.py)"
+    assert cases_text([case], Show()) == f"Runtime Error\n{plain}\n\nLast Executed Input\n0"
+
+
 @pytest.mark.parametrize(
     ("kind", "head"),
     [("timeout", "Time Limit Exceeded"), ("memory", "Memory Limit Exceeded"), ("output", "Output Limit Exceeded")],
@@ -206,8 +214,9 @@ def test_code_as_a_test() -> None:
     assert judged(truth, outcomes, reveal_expected=False) == "Test Case 2: Wrong Answer"
     report = "TypeError: no\n  x = 1\nLine 1 in f (Solution.py)\n  assert f(3) == 9\nLine 1 in <module> (Test.py)"
     outcomes = [Outcome("ok"), Outcome("error", report=report)]
-    assert judged(truth, outcomes) == f"Runtime Error\n{report}\n\nLast Executed Input\nassert f(3) == 9"
-    kept = "Runtime Error\nTypeError: no\n  x = 1\nLine 1 in f (Solution.py)"
+    told = "TypeError: no\nLine 1 in f (Solution.py)\nLine 1 in <module> (Test.py)"
+    assert judged(truth, outcomes) == f"Runtime Error\n{told}\n\nLast Executed Input\nassert f(3) == 9"
+    kept = "Runtime Error\nTypeError: no\nLine 1 in f (Solution.py)"
     assert judged(truth, outcomes, reveal_expected=False) == kept
 
 
