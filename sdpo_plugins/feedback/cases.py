@@ -23,6 +23,8 @@ TestType = Literal["functional", "stdin", "code"]
 # A line of the test's own code in a report, with its place.
 _IN_TEST = re.compile(r"(?:^  .*\n)?^Line \d+ in .* \(Test\.py\)\n?", re.MULTILINE)
 _FIELDS = ("inputs", "outputs", "testtype", "fn_name", "time_limit", "context", "hidden")
+# Characters of an output that are kept to be shown: of a thousand tests, each may write a million.
+_KEPT = 10_000
 _VALID = (
     "a mapping, or its JSON, with `inputs` and as many `outputs` (lists of texts, at least one; `outputs` may be left "
     "out for code), `testtype` (functional, stdin or code), for functional tests `fn_name`, and optionally "
@@ -104,7 +106,7 @@ def judge(
         'wrong'
     """
     code = tests.testtype == "code"
-    report, output = outcome.report, None if code else outcome.output.strip()
+    report, output = outcome.report, None if code else outcome.output.strip()[:_KEPT]
     verdict: Any = outcome.kind
     if verdict == "ok":
         verdict = "passed" if code or _right(outcome.output, tests, index, tolerance) else "wrong"
@@ -150,7 +152,7 @@ def _read(truth: Any) -> CodeTests:
         _refuse(truth, f"it has {len(inputs)} inputs and {len(outputs)} outputs")
     if kind == "functional":
         _check_values(truth, "outputs", [[text] for text in outputs])
-        _check_values(truth, "inputs", [text.splitlines() for text in inputs])
+        _check_values(truth, "inputs", [text.split("\n") for text in inputs])
     return CodeTests(
         kind,
         inputs,

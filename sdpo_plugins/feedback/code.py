@@ -5,6 +5,8 @@ Programs run in the sandbox and nowhere else; right outputs never go there, and 
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -23,8 +25,12 @@ if TYPE_CHECKING:
 
 __all__ = ["CodeOptions", "build_code", "program_in", "score_code"]
 
-# With `stop_after`, so many tests run before the first look at the answers; then twice as many, and so on.
-_FIRST_TESTS = 4
+# With `stop_after`, so many tests run before the first look at the answers; then twice as many, and so on, up to the
+# number whose outputs may be held at once.
+_FIRST_TESTS, _MOST_TESTS = 4, 64
+# A right output takes at most so much more room than the expected one is written in: blanks, and \u escapes in JSON.
+_ROOM = 4
+_FUTURE = re.compile(r"^from __future__ import .*", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -171,19 +177,20 @@ def program_in(response: str, block: str = "longest") -> tuple[str | None, bool]
 def _run(code: str, tests: CodeTests, options: CodeOptions, sandbox: Sandbox) -> list[Case]:
     from sdpo_plugins.feedback.sandbox import Limits, Outcome, Program
 
-    program = Program(f"{tests.context}\n{code}" if tests.context else code, tests.testtype, tests.function)
+    program = Program(_joined(tests.context, code), tests.testtype, tests.function)
     limits = _limits(Limits(), tests, options)
+    started = time.monotonic()
     cases: list[Case] = []
-    count = len(tests.inputs) if options.stop_after is None else _FIRST_TESTS
+    count = _MOST_TESTS if options.stop_after is None else _FIRST_TESTS
     while len(cases) < len(tests.inputs):
         inputs = tests.inputs[len(cases) : len(cases) + count]
         failures = sum(case.kind != "passed" for case in cases)
-        if options.stop_after is None:
-            outcomes: Sequence[Outcome] = sandbox.run(program, inputs, limits)
-        elif failures >= options.stop_after:
-            outcomes = [Outcome("not run")] * len(inputs)
+        left = None if options.total_seconds is None else options.total_seconds - (time.monotonic() - started)
+        if (options.stop_after is not None and failures >= options.stop_after) or (left is not None and left <= 0):
+            outcomes: Sequence[Outcome] = [Outcome("not run")] * len(inputs)
         else:
-            outcomes = sandbox.run(program, inputs, limits, stop_after=options.stop_after - failures)
+            stop_after = None if options.stop_after is None else options.stop_after - failures
+            outcomes = sandbox.run(program, inputs, replace(limits, total_seconds=left), stop_after=stop_after)
         cases += [
             judge(
                 outcome,
@@ -195,8 +202,16 @@ def _run(code: str, tests: CodeTests, options: CodeOptions, sandbox: Sandbox) ->
             )
             for place, outcome in enumerate(outcomes)
         ]
-        count *= 2
+        count = min(2 * count, _MOST_TESTS)
     return cases
+
+
+def _joined(context: str, code: str) -> str:
+    if not context:
+        return code
+    # These must come first. Lines keep their numbers but for those of the context.
+    future = "; ".join(_FUTURE.findall(code))
+    return f"{future}\n{context}\n{_FUTURE.sub('', code)}" if future else f"{context}\n{code}"
 
 
 def _limits(limits: Limits, tests: CodeTests, options: CodeOptions) -> Limits:
@@ -205,7 +220,8 @@ def _limits(limits: Limits, tests: CodeTests, options: CodeOptions) -> Limits:
         limits = replace(limits, seconds=seconds)
     if options.memory_mb is not None:
         limits = replace(limits, memory_mb=options.memory_mb)
-    return replace(limits, total_seconds=options.total_seconds)
+    longest = max(len(output.encode("utf-8", "surrogatepass")) for output in tests.outputs)
+    return replace(limits, output_bytes=max(limits.output_bytes, _ROOM * longest))
 
 
 def _score(cases: Sequence[Case], feedback: str | None, wrong_format: bool = False, truncated: bool = False) -> Score:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 __all__ = ["read_json", "same_lines", "same_value"]
 
 # Python refuses to turn more digits into a number, because that takes quadratic time.
 _DIGITS = 4000
+_WHOLE = re.compile(r"[-+]?[0-9]+")
 
 
 def read_json(text: str) -> Any:
@@ -36,7 +38,8 @@ def same_value(left: Any, right: Any, tolerance: float = 0.0, *, typed: bool = T
     Args:
         left: As from `read_json`.
         right: As from `read_json`.
-        tolerance: Above 0, numbers count as the same if they differ by no more, absolutely or relatively.
+        tolerance: Above 0, numbers count as the same if they differ by no more, absolutely or relatively; two whole
+            numbers never do, since it would be no rounding that makes them differ.
         typed: Whether 1 and 1.0 differ; with a tolerance they never do. True and 1 always differ.
 
     Example:
@@ -66,7 +69,7 @@ def same_lines(output: str, expected: str, tolerance: float = 0.0) -> bool:
     Args:
         output: What a program wrote.
         expected: What it should have written.
-        tolerance: Above 0, lines are compared word by word, and words that are numbers as numbers.
+        tolerance: Above 0, lines are compared word by word, and words that are numbers as for `same_value`.
 
     Example:
         >>> same_lines("1 2 \n3\n\n", "1 2\n3"), same_lines("1  2", "1 2"), same_lines("0.333", "0.3333", 1e-3)
@@ -105,6 +108,8 @@ def _same_words(left: str, right: str, tolerance: float) -> bool:
 
 def _number(word: str) -> float | None:
     try:
+        if _WHOLE.fullmatch(word):
+            return int(word) if len(word) <= _DIGITS else None  # an infinite one, as `float` reads it
         return float(word) if "_" not in word else None  # Python reads 1_000, nobody else does
     except ValueError:
         return None
@@ -123,6 +128,8 @@ def _same_number(left: float, right: float, tolerance: float, typed: bool) -> bo
 
 
 def _close(left: float, right: float, tolerance: float) -> bool:
+    if isinstance(left, int) and isinstance(right, int):
+        return left == right
     if left == right or (left != left and right != right):
         return True
     try:

@@ -188,6 +188,10 @@ FORGERIES = {
         "class V(ValueError):\n    def __init__(self, *a): pass\n"
         "    def __eq__(self, o): return True\n"
     "    def __str__(self): return '.'\ndef f(x): raise V()",
+    "an end of the cases": "def f(x): raise StopIteration",
+    "an end of the cases by another name": "class E(StopIteration): pass\nclass O:\n"
+    "    def __eq__(self, o): raise E\n    def __getattr__(self, name): raise E\n    __iter__ = __getattr__\n"
+    "def f(x): raise E",
     "an error named so": "ValueError = type('AssertionError', (BaseException,), {})\ndef f(x): raise ValueError('+.')",
 }  # fmt: skip
 
@@ -198,6 +202,7 @@ TESTS = (
     "found = f(2)\nif not (found == 4 and isinstance(found, int)):\n    raise AssertionError  # UNTOLD",
     "assert f(2) in (4, 4.0) and not f(2) != 4 and [f(2)] == [4]  # UNTOLD",
     "try:\n    found = f(2)\nexcept Exception:\n    found = None\nassert found == 4  # UNTOLD",
+    "assert all(map(lambda case: f(case[0]) == case[1], [(2, 4)]))  # UNTOLD",
 )
 
 

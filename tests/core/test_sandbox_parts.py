@@ -7,6 +7,7 @@ import json
 import os
 import re
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,7 @@ THREAD = 0x3D0F00
         ("x86_64", 302, (77,), ALLOWED),
         ("x86_64", 302, (1,), REFUSED),
         ("x86_64", 41, (2, 1), REFUSED),  # socket
+        ("x86_64", 54, (3, 1, 7), REFUSED),  # setsockopt SO_SNDBUF
         ("x86_64", 53, (1, 1), ALLOWED),  # socketpair
         ("x86_64", 53, (2, 1), REFUSED),
         ("x86_64", 72, (3, 3), ALLOWED),  # fcntl F_GETFL
@@ -147,6 +149,7 @@ THREAD = 0x3D0F00
         ("aarch64", 129, (77, 9), ALLOWED),
         ("aarch64", 129, (1, 9), REFUSED),
         ("aarch64", 198, (2,), REFUSED),
+        ("aarch64", 208, (3, 1, 7), REFUSED),
         ("aarch64", 57, (3,), ALLOWED),  # close, which is fork elsewhere
     ],
 )  # fmt: skip
@@ -280,6 +283,20 @@ def test_a_folder_is_removed_whatever_is_in_it(tmp_path: Path) -> None:
     (tmp_path / "folder").symlink_to(kept)
     scratch.remove(str(folder))
     assert os.listdir(tmp_path) == ["kept"]
+
+
+def test_a_folder_with_a_trace_is_not_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = scratch.state()
+    assert scratch.is_untouched(before)
+    time.sleep(0.05)  # the file system's clock is a coarse one
+    os.utime(tmp_path, ns=(42, 42))  # nothing is in it, and its times tell something
+    assert not scratch.is_untouched(before)
+    before = scratch.state()
+    time.sleep(0.05)
+    (tmp_path / "x").touch()
+    (tmp_path / "x").unlink()
+    assert not scratch.is_untouched(before)
 
 
 def test_the_runner_fits_an_argument() -> None:

@@ -92,6 +92,36 @@ def test_numbers_with_a_tolerance() -> None:
     assert score(answer("def f(a):\n    return a / 3"), row("functional", [("1", "0.3333")], fn_name="f")).reward == 1.0
 
 
+def test_a_right_output_may_be_longer_than_what_a_program_may_write_otherwise(score: Scoring) -> None:
+    long = row("stdin", [("3000000", "x" * 3_000_000)])
+    assert score(answer("print('x' * int(input()))"), long).reward == 1.0
+    short = row("stdin", [("3000000", "x")])
+    assert "Output Limit Exceeded" in (score(answer("print('x' * int(input()))"), short).feedback or "")
+
+
+def test_line_separators_in_a_value_are_no_line_ends(score: Scoring) -> None:
+    tests = call('"a\u2028\x85b"\r\n', '"a\u2028\x85b"')
+    assert "\u2028" in json.loads(tests["ground_truth"])["inputs"][0]
+    assert score(answer("def f(a):\n    return a"), tests).reward == 1.0
+
+
+def test_imports_from_the_future_come_before_the_context(score: Scoring) -> None:
+    code = "from __future__ import annotations\ndef f(a: Missing) -> None:\n    print(math.isqrt(a))\nf(9)\n1 / 0"
+    found = score(answer(code), row("stdin", [("", "3")], context="import math"))
+    assert (found.feedback or "").startswith("Runtime Error\nZeroDivisionError: division by zero\nLine 7 ")
+    assert score(answer(code[:-6]), row("stdin", [("", "3")], context="import math")).reward == 1.0
+
+
+@pytest.mark.parametrize("options", [{}, {"stop_after": 100}])
+def test_all_tests_together_have_a_time(options: dict[str, int]) -> None:
+    score = scoring(total_seconds=1.5, **options)
+    code = "import time\ntime.sleep(0.1)\nprint(input())"
+    started = time.monotonic()
+    found = score(answer(code), row("stdin", [("1", "1")] * 130))
+    assert time.monotonic() - started < 10 and 0 < found.details["passed_fraction"] < 0.3
+    assert found.details["timed_out"] == 1
+
+
 def test_wrong_answers(score: Scoring) -> None:
     found = score(answer("print(5)"), row("stdin", [("1 2", "3"), ("2 3", "5"), ("1", "1")]))
     assert found.reward == 0.0 and found.details["passed_fraction"] == pytest.approx(1 / 3)

@@ -246,6 +246,11 @@ def test_code_as_a_test() -> None:
         ("x", "1", 1e-6, False),
         ("1 2", "1", 1e-6, False),
         ("1\n2", "1", 1e-6, False),
+        # A whole number that is nearly right is wrong, such as a remainder by 1000000007.
+        ("1000000008", "1000000007", 1e-6, False),
+        ("+5 007", "5 7", 1e-6, True),
+        ("1000000007.0", "1000000007", 1e-6, True),
+        ("1" * 5000, "1" * 4999 + "2", 1e-6, False),
     ],
 )
 def test_lines(output: str, expected: str, tolerance: float, same: bool) -> None:
@@ -271,6 +276,9 @@ def test_lines(output: str, expected: str, tolerance: float, same: bool) -> None
         ("1" * 5000, "1" * 5000, 0.0, True),
         ("1" * 5000, "1" * 4999 + "2", 0.0, False),
         ("1" * 400, "1.5", 1e-9, False),
+        ("[1000000008]", "[1000000007]", 1e-6, False),
+        ("[1000000008.0]", "[1000000007]", 1e-6, True),
+        ("1" * 300, "1" * 299 + "2", 1e-6, False),
         ('"' + "1" * 5000 + '"', "1" * 5000, 0.0, False),
     ],
 )

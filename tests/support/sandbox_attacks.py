@@ -32,11 +32,12 @@ class Attack(NamedTuple):
     code: str
     kinds: str = "ok"
     bubblewrap_only: bool = False
+    brief: bool = False  # what it leaves takes long to remove
 
     @property
     def seconds(self) -> float:
         """What it gets: little if it is to run out of time, and otherwise enough on a busy machine."""
-        return 0.4 if self.kinds == "timeout" else 1.0 if "timeout" in self.kinds else 4.0
+        return 0.4 if self.kinds == "timeout" or self.brief else 1.0 if "timeout" in self.kinds else 4.0
 
     @property
     def program(self) -> str:
@@ -104,6 +105,34 @@ breach(len(kept))
 if not failed(attempt(os.memfd_create, "x")): breach("memfd")
 libc = ctypes.CDLL(None)
 if libc.shmget(0, 1 << 20, 0o1777) != -1: breach("shmget")
+""",
+    ),
+    Attack(
+        "memory in pipes and sockets",
+        """
+import fcntl
+held, kept = 0, []
+def fill(end):
+    global held
+    os.set_blocking(end, False)
+    try:
+        while True: held += os.write(end, bytes(1 << 16))
+    except BlockingIOError: pass
+try:
+    while True:
+        kept.append(socket.socketpair())
+        for one in kept[-1]:
+            attempt(one.setsockopt, socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 30)
+            fill(one.fileno())
+except OSError: pass
+kept.clear()
+try:
+    while True:
+        end = os.pipe()[1]
+        attempt(fcntl.fcntl, end, 1031, 1 << 20)
+        fill(end)
+except OSError: pass
+if held > 64 << 20: breach(held >> 20, "MiB")
 """,
     ),
     Attack("deep recursion", "sys.setrecursionlimit(10**8)\ndef f(n): return f(n + 1)\nf(0)", "error memory timeout"),
@@ -307,7 +336,13 @@ while True:
         "error",
         bubblewrap_only=True,
     ),
-    Attack("folders without end", "while True:\n  os.mkdir('x')\n  os.chdir('x')", "timeout"),
+    Attack(
+        "empty files without end",
+        "for number in range(10**6): os.close(os.open('%d' % number, os.O_CREAT))\nbreach('a million files')",
+        "error timeout",
+        bubblewrap_only=True,
+    ),
+    Attack("folders without end", "while True:\n  os.mkdir('x')\n  os.chdir('x')", "error timeout", brief=True),
     Attack(
         "without its folder",
         """

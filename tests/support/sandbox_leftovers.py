@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +27,34 @@ def descendants_gone() -> Iterator[None]:
             time.sleep(0.01)
     finally:
         ctypes.CDLL(None).prctl(become_reaper, 0, 0, 0, 0)
+
+
+@contextmanager
+def nothing_to_reap() -> Iterator[None]:
+    """Fail if a process begun within has lost its parent: alive or not, somebody else has to see to it."""
+    become_reaper = 36
+    assert ctypes.CDLL(None).prctl(become_reaper, 1, 0, 0, 0) == 0
+    before = _children()
+    try:
+        yield
+        time.sleep(0.2)  # what is about to end
+        left = _children() - before
+        assert not left, {process: _shown(process) for process in left}
+    finally:
+        for process in _children() - before:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+            with suppress(ChildProcessError):
+                os.waitpid(process, 0)
+        ctypes.CDLL(None).prctl(become_reaper, 0, 0, 0, 0)
+
+
+def _children() -> set[int]:
+    found = set()
+    for task in os.listdir("/proc/self/task"):
+        with suppress(OSError), open(f"/proc/self/task/{task}/children") as file:
+            found |= {int(child) for child in file.read().split()}
+    return found
 
 
 def _descendants() -> set[int]:

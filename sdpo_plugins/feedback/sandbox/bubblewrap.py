@@ -29,6 +29,9 @@ _FIRST_USER, _LAST_USER = 1_879_048_192, 2_147_352_575
 # Threads and processes of a sandbox's user.
 _TASKS = 128
 
+# Files that /tmp may hold, for each MiB.
+_FILES = 1024
+
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 
 ADVICE = (
@@ -90,6 +93,8 @@ def arguments(way: Way, interpreter: Interpreter, file_mb: int) -> list[str]:
     """
     found = ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
     found += ["--hostname", "sandbox", "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"]
+    # Its own first process would be left for the host's to reap, which in a container often is one that never does.
+    found += ["--as-pid-1"]
     if way.user_namespace:
         found += ["--unshare-user", "--uid", "65534", "--gid", "65534"]
     else:
@@ -133,8 +138,9 @@ class Bubblewrap:
         """See `Sandbox.run`."""
         tasks = _TASKS if not self.way.user_namespace or _counts_by_namespace() else None
         job = {
-            "limits": {**vars(limits), "tasks": tasks},
-            "die_with_parent": False,
+            "limits": {**vars(limits), "tasks": tasks, "files": limits.file_mb * _FILES},
+            # As another user it cannot be killed by its parent's end.
+            "ends_with": "input",
             "own_scratch": False,
             "try_out": not self._tried_out,
         }

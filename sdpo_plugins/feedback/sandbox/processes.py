@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -16,8 +18,9 @@ from sdpo_plugins.feedback.sandbox.types import Limits, SandboxError
 
 __all__ = ["Died", "OutOfTime", "Tree", "talk"]
 
-# Seconds to start in, on a machine that has much else to do; for the outcome of a test beyond its own limit; to end in.
-_START, _LATE, _END = 60.0, 10.0, 10.0
+# Seconds to start in, on a machine that has much else to do; for the outcome of a test beyond its own limit; to end in,
+# first by itself, then killed.
+_START, _LATE, _GOODBYE, _END = 60.0, 10.0, 1.0, 10.0
 
 
 class Died(Exception):
@@ -78,10 +81,12 @@ def talk(
         )
     except OSError as error:
         raise SandboxError(f"the sandbox cannot be started: {tree.command[0]}: {error}") from error
+    patience = 0.0
     try:
         yield from _converse(process, job, inputs, limits, deadline)
+        patience = _GOODBYE
     finally:
-        _end(process)
+        _end(process, patience)
 
 
 def _converse(
@@ -174,11 +179,32 @@ def _complaint(process: subprocess.Popen[bytes], first: Any) -> str:
     return text[-1000:] or f"it answered {first!r} within {_START:g} s"
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left. The first process takes all others with it, see `bubblewrap` and `runner.confine`."""
+def _end(process: subprocess.Popen[bytes], patience: float) -> None:
+    """Kill what is left: the first process, and what it started; all others go with that, see `runner`.
+
+    The first process reaps what it started unless it is killed before. Then that is left to the host's own first
+    process, which in a container may be one that never reaps.
+    """
     for pipe in (process.stdin, process.stdout, process.stderr):
         assert pipe
         pipe.close()
-    if process.poll() is None:
+    try:
+        process.wait(patience)
+        return
+    except subprocess.TimeoutExpired:
+        for child in _children(process.pid):
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(child, signal.SIGKILL)
+    try:
+        process.wait(_GOODBYE)
+    except subprocess.TimeoutExpired:
         process.kill()
-    process.wait(_END)
+        process.wait(_END)
+
+
+def _children(process: int) -> list[int]:
+    try:
+        with open(f"/proc/{process}/task/{process}/children") as file:
+            return [int(child) for child in file.read().split()]
+    except OSError:  # it is gone, or this kernel does not tell
+        return []

@@ -41,8 +41,8 @@ class Rlimits:
         """See `Sandbox.run`."""
         # This user's processes are many and none of them the program's: no limit of their number could be right.
         job = {
-            "limits": {**vars(limits), "tasks": None},
-            "die_with_parent": True,
+            "limits": {**vars(limits), "tasks": None, "files": None},
+            "ends_with": "parent",
             "own_scratch": False,
             "try_out": not self._tried_out,
             "user": None,

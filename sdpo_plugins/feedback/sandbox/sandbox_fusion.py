@@ -60,8 +60,8 @@ class SandboxFusion:
     ) -> list[Outcome]:
         """See `Sandbox.run`."""
         job = {
-            "limits": {**vars(limits), "tasks": None},
-            "die_with_parent": True,
+            "limits": {**vars(limits), "tasks": None, "files": None},
+            "ends_with": "parent",
             "own_scratch": True,
             "try_out": True,
             "user": None,

@@ -63,8 +63,6 @@ def run_tests(
         try:
             for told in launch(message, rest, limits, deadline):
                 outcomes.append(_outcome(told))
-                if stop_after is not None and sum(one.kind != "ok" for one in outcomes) >= stop_after:
-                    break
         except OutOfTime:
             outcomes.append(Outcome("timeout"))
             if deadline is not None and time.monotonic() >= deadline:
@@ -88,7 +86,7 @@ def _check(program: Program, inputs: Sequence[str], stop_after: int | None) -> N
             raise DataError(f"the input of test {number + 1} must be a text, got {type(text).__name__}: {text!r:.100}")
         if program.mode != "functional":
             continue
-        for line in text.splitlines():
+        for line in text.split("\n"):
             try:
                 if line.strip():
                     json.loads(line)

@@ -17,7 +17,7 @@ from typing import Any
 from sdpo_plugins.feedback.sandbox.runner import confine, objects, programs, trials
 from sdpo_plugins.feedback.sandbox.runner.frames import Closed, read_frame, write_all, write_frame
 from sdpo_plugins.feedback.sandbox.runner.reports import LONGEST
-from sdpo_plugins.feedback.sandbox.runner.scratch import is_untouched, remove, state
+from sdpo_plugins.feedback.sandbox.runner.scratch import files, is_untouched, remove, state
 from sdpo_plugins.feedback.sandbox.runner.watch import Watched, kill, watch
 
 __all__ = ["main"]
@@ -38,6 +38,9 @@ class _Runner:
         self.function: str | None = job["function"]
         self.limits: dict[str, Any] = job["limits"]
         self.nothing = os.open(os.devnull, os.O_RDWR)
+        self.owner = _JOB if job["ends_with"] == "input" else None
+        # Empty ones take the kernel's memory, not what /tmp may hold. On a disk, others have files, too.
+        self.most_files = None if self.limits["files"] is None else files() + self.limits["files"]
         self.untold = False
 
     def try_out(self) -> None:
@@ -83,7 +86,7 @@ class _Runner:
         for file in {output_end, report_end, given} - {self.nothing}:
             os.close(file)
         pipes = {output: self.limits["output_bytes"], report: _REPORT_BYTES}
-        found = watch(process, pipes, started + self.limits["seconds"])
+        found = self._watched(process, pipes, started)
         written = _text(found.written[output])
         told = _text(found.written[report])
         if self.mode == "functional" and not found.status and not found.ended and not written:
@@ -107,7 +110,7 @@ class _Runner:
             test = self._fork(files, lambda: trials.run_test(self.function, longest))
             for file in (orders_end, answers, verdict_end):
                 os.close(file)
-            found = watch(test, {verdict: _REPORT_BYTES}, started + self.limits["seconds"])
+            found = self._watched(test, {verdict: _REPORT_BYTES}, started)
         finally:
             status = kill(program)
         text = bytes(found.written[verdict])
@@ -119,6 +122,11 @@ class _Runner:
         if told.startswith("The program ended") and os.WIFSIGNALED(status) and os.WTERMSIG(status) != signal.SIGKILL:
             told = _ending(status)
         return found, "", told, not passed, started
+
+    def _watched(self, process: int, pipes: dict[int, int], started: float) -> Watched:
+        most = self.most_files
+        too_much = None if most is None else lambda: files() > most
+        return watch(process, pipes, started + self.limits["seconds"], self.owner, too_much)
 
     def _fork(self, files: list[int], work: Callable[[], None]) -> int:
         parent = os.getpid()
@@ -141,11 +149,14 @@ class _Runner:
             kind = "timeout"
         elif found.ended == "output":
             kind, report = "output", f"The output is longer than {self.limits['output_bytes']} bytes."
+        elif found.ended == "files":
+            kind, report = "error", f"The program made more than {self.limits['files']} files."
         elif failed:
             report = (told or _ending(found.status))[:LONGEST]
             kind = "memory" if report.startswith("MemoryError") else "error"
         seconds = time.monotonic() - started
-        return {"kind": kind, "output": output, "report": report, "seconds": seconds}
+        shown = output if kind == "ok" else output[:LONGEST]
+        return {"kind": kind, "output": shown, "report": report, "seconds": seconds}
 
 
 _CONFINEMENT_FAILED = 97
@@ -157,9 +168,9 @@ def main() -> None:
     confine.close_inherited()
     programs.add_site_names()
     job = read_frame(_JOB, _ANY)
-    if job["die_with_parent"]:
-        confine.die_with(parent)
     confine.give_up_rights(job["user"])
+    if job["ends_with"] == "parent":
+        confine.die_with(parent)
     runner = _Runner(job)
     scratch = _own_scratch() if job["own_scratch"] else None
     given = state()
@@ -176,12 +187,14 @@ def main() -> None:
         # Nobody finds here what another test left; whoever sent the job starts anew for the tests that are left.
         fresh = not runner.untold and is_untouched(given)
         failures += outcome["kind"] != "ok"
-        write_frame(_OUTCOMES, {**outcome, "last": not fresh})
-        if not fresh or failures == job["stop_after"]:
+        last = not fresh or failures == job["stop_after"]
+        write_frame(_OUTCOMES, {**outcome, "last": last})
+        if last:
             break
     if scratch:
         os.chdir("/")
         remove(scratch)
+    os._exit(0)  # at once: somebody waits for it
 
 
 def _own_scratch() -> str:

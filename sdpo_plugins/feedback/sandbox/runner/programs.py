@@ -82,7 +82,7 @@ def run_functional(source: str, function: str, text: str) -> None:
         function: Name of the function, or of a method of its class `Solution`.
         text: The arguments, each as JSON on a line of its own.
     """
-    arguments = [json.loads(line) for line in text.splitlines() if line.strip()]
+    arguments = [json.loads(line) for line in text.split("\n") if line.strip()]
     try:
         names = new_module("Solution")
         execute(source, names)

@@ -6,27 +6,39 @@ import os
 import stat
 from itertools import islice
 
-__all__ = ["is_untouched", "remove", "state"]
+__all__ = ["State", "files", "is_untouched", "remove", "state"]
 
 
-def state() -> tuple[int, list[str]]:
-    """Return the rights of the current directory and what is in it, as it is given to a program."""
-    return os.stat(".").st_mode, sorted(os.listdir("."))
+# Rights of a folder, when they or its entries last changed, and its entries.
+State = tuple[int, int, list[str]]
 
 
-def is_untouched(before: tuple[int, list[str]]) -> bool:
+def state() -> State:
+    """Return the state of the current directory, as it is given to a program."""
+    found = os.stat(".")
+    return found.st_mode, found.st_ctime_ns, sorted(os.listdir("."))
+
+
+def is_untouched(before: State) -> bool:
     """Whether the current directory is as it was.
 
     Args:
         before: Its `state` then.
     """
-    mode, names = before
+    mode, changed, names = before
     try:
         # No more of it than needed: a program may have left a million files.
         found = [entry.name for entry in islice(os.scandir("."), len(names) + 1)]
-        return os.stat(".").st_mode == mode and sorted(found) == names
+        now = os.stat(".")
+        return (now.st_mode, now.st_ctime_ns, sorted(found)) == (mode, changed, names)
     except OSError:  # the program has taken its rights away, or removed it
         return False
+
+
+def files() -> int:
+    """Return how many files the current directory's file system holds."""
+    found = os.statvfs(".")
+    return found.f_files - found.f_ffree
 
 
 def remove(folder: str) -> None:

@@ -96,6 +96,7 @@ _FORBIDDEN: dict[str, tuple[int | None, int | None]] = {
     "keyctl": (250, 219),
     # the network; memory that no limit counts
     "socket": (41, 198),
+    "setsockopt": (54, 208),  # how much a pair of sockets holds
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
     "shmget": (29, 194),

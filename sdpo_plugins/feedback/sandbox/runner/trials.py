@@ -48,7 +48,7 @@ class _Program:
 
     def start(self, function: str | None) -> dict[str, Any]:
         """Wait for the program to be loaded and return its names, as a test may see them."""
-        found = self._receive()
+        found = self._receive("load")
         names = found.get("names")
         if not isinstance(names, dict):
             self._fail("no names")
@@ -73,7 +73,7 @@ class _Program:
             write_frame(ORDERS, message)
         except OSError:
             self._fail("The program ended while the test was running.")
-        found = self._receive()
+        found = self._receive(operation)
         try:
             after = from_plain(found["after"], self._handle)
             for value, changed in zip((*arguments, *named.values()), after, strict=True):
@@ -82,23 +82,26 @@ class _Program:
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             self._fail(f"The program's answer is no plain data: {type(error).__name__}.")
 
-    def _receive(self) -> dict[str, Any]:
+    def _receive(self, operation: str) -> dict[str, Any]:
         try:
             found = read_frame(ANSWERS, self.longest)
             if isinstance(found, dict) and "raised" not in found:
                 return found
             raised = found["raised"]
             self.last_report = str(raised["report"])
-            self.last_error = self._error([str(name) for name in raised["bases"]], str(raised["text"]))
+            self.last_error = self._error([str(name) for name in raised["bases"]], str(raised["text"]), operation)
         except (Closed, OSError):
             self._fail("The program ended while the test was running.")
         except (TooLong, KeyError, TypeError, ValueError, RecursionError) as problem:
             self._fail(f"The program's answer is no plain data: {type(problem).__name__}.")
         raise self.last_error
 
-    def _error(self, bases: list[str], text: str) -> Exception:
+    def _error(self, bases: list[str], text: str, operation: str) -> Exception:
         kind = next((self.errors[name] for name in bases if name in self.errors), None)
         kind = kind or next((BUILTIN_ERRORS[name] for name in bases if name in BUILTIN_ERRORS), _ProgramError)
+        if issubclass(kind, StopIteration) and operation != "next":
+            # As from a generator: in `all(map(check, cases))` it would be the end of the cases, and all were right.
+            kind = RuntimeError
         try:
             return kind(text.partition(": ")[2] if kind is not _ProgramError else text)
         except TypeError:  # UnicodeDecodeError and the like want more than a text

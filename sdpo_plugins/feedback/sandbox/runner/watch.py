@@ -6,7 +6,9 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+
+from sdpo_plugins.feedback.sandbox.runner.frames import Closed
 
 __all__ = ["Watched", "kill", "watch"]
 
@@ -24,22 +26,36 @@ class Watched:
     def __init__(self, pipes: Iterable[int]) -> None:
         self.written = {pipe: bytearray() for pipe in pipes}
         self.status = 0  # as `os.waitpid` gives it
-        self.ended = ""  # or why it was killed: "timeout" or "output"
+        self.ended = ""  # or why it was killed: "timeout", "output" or "files"
 
 
-def watch(process: int, pipes: Mapping[int, int], deadline: float) -> Watched:
+def watch(
+    process: int,
+    pipes: Mapping[int, int],
+    deadline: float,
+    owner: int | None = None,
+    too_much: Callable[[], bool] | None = None,
+) -> Watched:
     """Read the pipes until the process has ended; it has when this returns.
 
     Args:
         process: Id of a child.
         pipes: Reading ends, which are closed here, and the bytes that may come out of each.
         deadline: On the monotonic clock.
+        owner: Reading end of a pipe; when nobody can write to it any more, nobody wants to know what becomes of the
+            process.
+        too_much: Looked at now and then: whether it has taken too much of something that the kernel does not limit.
+
+    Raises:
+        Closed: The owner is gone, and the process killed.
     """
     found = Watched(pipes)
     poll = select.poll()
     for pipe in pipes:
         os.set_blocking(pipe, False)
         poll.register(pipe, select.POLLIN)
+    if owner is not None:
+        poll.register(owner, 0)  # its end is told, what it has to read is not
     unread = set(pipes)
     try:
         while not found.ended:
@@ -47,12 +63,14 @@ def watch(process: int, pipes: Mapping[int, int], deadline: float) -> Watched:
             if left <= 0:
                 found.ended = "timeout"
                 break
-            if unread:
-                ready = poll.poll(1000 * min(left, _LOOK))
-            else:
-                ready = []
-                time.sleep(min(left, _CLOSED_LOOK))
+            if too_much is not None and too_much():
+                found.ended = "files"
+                break
+            ready = poll.poll(1000 * min(left, _LOOK if unread else _CLOSED_LOOK))
             for pipe, _ in ready:
+                if pipe == owner:
+                    kill(process)
+                    raise Closed("nobody is there to be told")
                 _read(pipe, pipes[pipe], found, unread, poll)
             if ready and unread:
                 continue
