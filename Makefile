@@ -45,7 +45,9 @@ demo-openrlhf: ## GRPO and SDPO inside of OpenRLHF: Ray, vLLM, DeepSpeed on this
 test: lint test-trl test-verl test-openrlhf ## Lint, types, the examples in docstrings and documents, and every test of every host
 
 test-trl: env-trl ## The core, the examples and the TRL adapter, on the newest TRL
-	@$(TRL)/python -m pytest $(DOC_EXAMPLES) $(addprefix --ignore=,$(OTHER_HOSTS)) tests sdpo_plugins adapters README.md docs
+	@OMP_NUM_THREADS=1 $(TRL)/python $(RUNS_PYTEST) tests/core tests/embedded
+	@$(TRL)/python -m pytest $(DOC_EXAMPLES) $(addprefix --ignore=,tests/core tests/embedded $(OTHER_HOSTS)) \
+		tests sdpo_plugins adapters README.md docs
 
 test-trl-oldest: ## What must hold on every supported TRL, on the oldest one
 	@$(PYTHON) scripts/environment.py trl-oldest

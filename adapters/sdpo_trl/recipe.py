@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig, TrlParser, get_peft_config
 
+from sdpo_plugins.data.loading import KINDS, loaded
 from sdpo_plugins.embedded import checkpoint_path, load_task
-from sdpo_plugins.errors import ConfigError
+from sdpo_plugins.errors import ConfigError, DataError
 from sdpo_plugins.feedback.trl import TRLReward, for_trl
 from sdpo_trl.arguments import SDPOTrainingArguments
 from sdpo_trl.embedded import dataset_of, reward_of, sampled_accuracy
@@ -147,12 +148,16 @@ def _data(recipe: RecipeArguments) -> tuple[Dataset, list[Any]]:
             f"got dataset_name={recipe.dataset_name!r}, scorer={recipe.scorer!r}, "
             f"reward_functions={recipe.reward_functions!r}."
         )
-    suffix = Path(recipe.dataset_name).suffix
-    if suffix in (".json", ".jsonl", ".parquet"):
-        kind = "parquet" if suffix == ".parquet" else "json"
-        dataset = load_dataset(kind, data_files=recipe.dataset_name, split="train")
+    name, help = recipe.dataset_name, "`dataset_name` is a .jsonl, .json or .parquet file, a folder, or a hub's name."
+    if kind := KINDS.get(Path(name).suffix):
+        dataset = loaded(name, kind, data_files=name, help=help)
     else:
-        dataset = load_dataset(recipe.dataset_name, recipe.dataset_config, split=recipe.dataset_split)
+        dataset = loaded(name, name, recipe.dataset_config, help=help, split=recipe.dataset_split)
+    if "prompt" not in dataset.column_names:
+        raise DataError(
+            f"{name} has no column 'prompt'; it has {', '.join(map(repr, dataset.column_names))}. Rename the column of "
+            "questions, or let `sdpo data jsonl --from FILE --prompt-column NAME` write the data anew."
+        )
     return dataset, [import_function(name) for name in recipe.reward_functions]
 
 

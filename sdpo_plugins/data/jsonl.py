@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sdpo_plugins._options import option
 from sdpo_plugins.data.loading import KINDS, data_files
 from sdpo_plugins.data.sources import TEST, TRAIN, Example, Facts, Source, Split, message, require
-from sdpo_plugins.errors import ConfigError, DataError
+from sdpo_plugins.errors import ConfigError, DataError, nearest
 
 if TYPE_CHECKING:
     from sdpo_plugins.data.loading import Loader
@@ -21,6 +21,7 @@ __all__ = ["SOURCE", "JSONLOptions", "chat_of", "read_records"]
 # What the hosts' rows call their own fields, and names that trainers give to reward functions themselves.
 _TAKEN = ("prompt", "ground_truth", "data_source", "index", "split", "completions", "completion_ids", "trainer_state")
 _DEFAULT_SHARE = 0.1
+_NAME_THEM = "Name the columns of question and truth with `--prompt-column` and `--truth-column`."
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def read(options: JSONLOptions, loader: Loader) -> dict[str, Split]:
         if options.test_share is not None:
             raise ConfigError("`--test-share` divides a single file; a folder's file `test` is what is held out.")
         parts = {split: list(enumerate(read_records(found[0]))) for split, found in files.items() if found}
+    _check_dropped(options.drop, {name for rows in parts.values() for _, row in rows for name in row}, place)
     splits = {}
     for split, rows in parts.items():
         examples = list(_examples(rows, options, f"{place} ({split})"))
@@ -181,7 +183,7 @@ def _divided(rows: list[Any], options: JSONLOptions, place: Path) -> dict[str, l
 def _examples(rows: list[Any], options: JSONLOptions, place: str) -> Iterator[Example]:
     for number, row in rows:
         where = f"question {number} of {place}"
-        require((options.prompt_column, options.truth_column), row, where)
+        require((options.prompt_column, options.truth_column), row, where, _NAME_THEM)
         # A conversation under the name "prompt" is no further column, whatever the truth is called.
         extra = {
             name: value
@@ -200,6 +202,12 @@ def _examples(rows: list[Any], options: JSONLOptions, place: str) -> Iterator[Ex
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
         yield Example(prompt, truth, number, extra)
+
+
+def _check_dropped(names: Sequence[str], columns: set[str], place: Path) -> None:
+    for name in names:
+        if name not in columns:
+            raise ConfigError(f"`--drop {name}`: {place} has no such column.{nearest(name, columns)}")
 
 
 def _truth(value: Any) -> Any:

@@ -150,7 +150,12 @@ def _examples(questions: Any, share: float, seed: int) -> Iterator[Example]:
 
 
 def _date_of(value: Any) -> datetime:
-    return value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+    if isinstance(value, datetime):
+        return value
+    try:
+        return datetime.fromisoformat(str(value))
+    except ValueError as error:
+        raise DataError(f"`contest_date` must be a date such as 2025-02-01T00:00:00, got {value!r}.") from error
 
 
 def _day(text: str, name: str) -> datetime:

@@ -19,7 +19,7 @@ from sdpo_plugins.errors import DataError, HostError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["KINDS", "Loader", "data_files", "need_datasets", "sha256_of"]
+__all__ = ["KINDS", "Loader", "data_files", "loaded", "need_datasets", "sha256_of"]
 
 # Suffix → builder of the datasets library.
 KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -79,19 +79,19 @@ class Loader:
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / f"{split}.jsonl"
                 file.write_bytes(_fetched(url))
-                found = _loaded(f"the download of {url}", "json", data_files=str(file), keep_in_memory=True)
+                found = loaded(f"the download of {url}", "json", data_files=str(file), keep_in_memory=True)
         require(columns, found.column_names, f"{self.place or url} ({split})")
         return found
 
     def _from_disk(self, place: Path, split: str, config: str | None) -> Dataset:
         if place.is_file():
-            return _loaded(str(place), _kind(place), data_files=str(place))
+            return loaded(str(place), _kind(place), data_files=str(place))
         files = data_files(place, split)
         if files:
-            return _loaded(str(files[0]), _kind(files[0]), data_files=str(files[0]))
+            return loaded(str(files[0]), _kind(files[0]), data_files=str(files[0]))
         # A copy of the hub's repository: its own README says which files make up a split.
         try:
-            return _loaded(str(place), str(place), config, split=split)
+            return loaded(str(place), str(place), config, split=split)
         except DataError as error:
             raise DataError(
                 f"{place} has no file {split}.jsonl, {split}.json or {split}.parquet, and is no copy of the hub's "
@@ -104,7 +104,7 @@ class Loader:
         if not constants.HF_HUB_OFFLINE and self.commit is None:
             with _refused(f"{hub} cannot be found on the Hugging Face hub", _HUB_HELP):
                 self.commit = HfApi().dataset_info(hub, revision=self.revision).sha
-        return _loaded(hub, hub, config, help=_HUB_HELP, split=split, revision=self.commit or self.revision)
+        return loaded(hub, hub, config, help=_HUB_HELP, split=split, revision=self.commit or self.revision)
 
 
 _HUB_HELP = (
@@ -161,7 +161,19 @@ def _kind(file: Path) -> str:
     return KINDS[file.suffix]
 
 
-def _loaded(what: str, *names: str | None, help: str = "", split: str = "train", **options: Any) -> Dataset:
+def loaded(what: str, *names: str | None, help: str = "", split: str = "train", **options: Any) -> Dataset:
+    """Call `datasets.load_dataset`.
+
+    Args:
+        what: What is read, for the message if it cannot be.
+        *names: Of `load_dataset`.
+        help: What to do then.
+        split: Of `load_dataset`.
+        **options: Of `load_dataset`.
+
+    Raises:
+        DataError: It cannot be read.
+    """
     from datasets import load_dataset
 
     with _refused(f"{what} cannot be read", help):

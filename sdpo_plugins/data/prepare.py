@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from sdpo_plugins._options import option, problems_of, to_plain
 from sdpo_plugins.data.card import command_of, flag_of, make_card, readme_of
 from sdpo_plugins.data.formats import FORMATS, extra_types
 from sdpo_plugins.data.loading import Loader, need_datasets, sha256_of
-from sdpo_plugins.data.sources import TEST, TRAIN, Example, Facts, Source, Split
+from sdpo_plugins.data.sources import TEST, TRAIN, Example, Facts, Source
 from sdpo_plugins.data.writing import CARD, Workplace, file_facts, read_json, unlike
 from sdpo_plugins.errors import ConfigError, DataError, nearest
 
@@ -164,6 +165,11 @@ def _ready(folder: Path, asked: Mapping[str, Any], overwrite: bool) -> dict[str,
     card = read_json(folder / CARD)
     if overwrite or card is None or "asked" not in card:
         return None
+    if card["asked"].get("source") != asked["source"]:
+        raise ConfigError(
+            f"{folder} was made of {card['asked'].get('source')!r}, not of {asked['source']!r}: choose another "
+            "--output, or --overwrite."
+        )
     if differences := unlike(card["asked"], asked):
         raise ConfigError(
             f"{folder} was made with other options ({'; '.join(differences)}): choose another --output, or --overwrite."
@@ -191,7 +197,10 @@ def _write_splits(
     progress: Progress | None,
 ) -> None:
     form = FORMATS[common.host]
-    splits = source.read(options, loader)
+    # A source without a home looks at its rows one by one; what a home gives has the original's form.
+    place = common.place if source.home else None
+    with _of_the_original_form(place):
+        splits = source.read(options, loader)
     extra = extra_types(fields for split in splits.values() for fields in split.extras) if form.columns else {}
     loader.notes[:0] = work.state.get("notes", [])
     work.state.update(commit=loader.commit, notes=loader.notes)
@@ -199,16 +208,37 @@ def _write_splits(
         if work.finished(name):
             loader.say(f"{name} was written by an interrupted run and is kept")
             continue
-        examples = _counted(split, name, common.limit, progress)
+        examples = _counted(_readable(split.examples, place), split.total, name, common.limit, progress)
         work.write(name, f"{name}{form.suffix}", partial(form.write, examples, facts, name, extra))
         if work.state["splits"][name]["rows"] == 0:
             raise DataError(f"No question is left for the split {name!r}: is this the right file?")
         work.save()
 
 
-def _counted(split: Split, name: str, limit: int | None, progress: Progress | None) -> Iterable[Example]:
-    total = split.total if limit is None else min(limit, split.total)
-    rows: Iterator[Example] = itertools.islice(split.examples, limit)
+def _readable(examples: Iterable[Example], place: Path | None) -> Iterator[Example]:
+    with _of_the_original_form(place):
+        yield from examples
+
+
+@contextmanager
+def _of_the_original_form(place: Path | None) -> Iterator[None]:
+    """Say of a file given by `--from` that its values are of other kinds than the original's."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        if place is None:
+            raise
+        raise DataError(
+            f"{place} has the original's columns, but a row in which they hold something else ({type(error).__name__}: "
+            f"{error}). Texts, lists and mappings have to be such, and none may be missing."
+        ) from error
+
+
+def _counted(
+    examples: Iterable[Example], expected: int, name: str, limit: int | None, progress: Progress | None
+) -> Iterable[Example]:
+    total = expected if limit is None else min(limit, expected)
+    rows: Iterator[Example] = itertools.islice(examples, limit)
     if progress is None:
         return rows
 

@@ -113,7 +113,12 @@ def message(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
-def require(columns: Iterable[str], found: Iterable[str], place: str) -> None:
+def require(
+    columns: Iterable[str],
+    found: Iterable[str],
+    place: str,
+    help: str = "The columns have to be those of the original data set.",
+) -> None:
     """Make sure that a table has its columns.
 
     Raises:
@@ -127,5 +132,5 @@ def require(columns: Iterable[str], found: Iterable[str], place: str) -> None:
     if missing:
         raise DataError(
             f"{place} lacks the column{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))}; it has "
-            f"{', '.join(map(repr, found)) or 'none'}. The columns have to be those of the original data set."
+            f"{', '.join(map(repr, found)) or 'none'}. {help}"
         )

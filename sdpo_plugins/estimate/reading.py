@@ -33,6 +33,12 @@ def read_model(name: str) -> ModelFacts:
         raise ConfigError(
             f"the folder {name!r} has no config.json. Give a model's folder, as `save_pretrained` writes it."
         )
+    # The hub has no such names: there is no need to ask it, which takes half a minute without a network.
+    if not path.exists() and (path.suffix == ".json" or path.is_absolute() or name.startswith((".", "~"))):
+        raise ConfigError(
+            f"there is no file or folder {name!r}. Give a folder with config.json, such a file, or a model's name on "
+            "the hub."
+        )
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:

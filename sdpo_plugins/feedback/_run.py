@@ -148,7 +148,9 @@ class Run:
             return result
         assert isinstance(result, Failed)
         error = result.error
-        if not result.built and not isinstance(error, SDPOError):
+        if not result.built:
+            if isinstance(error, SDPOError):  # a library or a sandbox that is missing: it says what to do
+                raise error
             error = PluginError(f"The scorer {self._owner.name!r} cannot be built: {type(error).__name__}: {error}")
         if isinstance(error, SDPOError):
             error.add_note(f"In a worker of the scorer {self._owner.name!r}:\n{result.trace}")

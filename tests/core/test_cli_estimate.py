@@ -115,6 +115,10 @@ def test_a_model_that_is_nowhere_is_one_message(tmp_path):
     result = called("--model", str(tmp_path))
     assert result.exit_code == 2
     assert "config.json" in result.output
+    # A path that is not there is not asked for on the hub, which would be an address and retries.
+    result = called("--model", str(tmp_path / "config.json"))
+    assert result.exit_code == 2
+    assert "no file or folder" in " ".join(result.output.split())
 
 
 def test_help_of_other_commands_needs_no_torch():

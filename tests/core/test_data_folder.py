@@ -96,6 +96,8 @@ def test_another_option_or_file_is_refused_until_it_may_overwrite(place: Path, t
     write_lines(place / "test.jsonl", [{"prompt": "new?", "ground_truth": "1"}])
     with pytest.raises(ConfigError, match=r"from.sha256: .* now\): choose another --output, or --overwrite"):
         prepare("jsonl", place=place, output=tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"was made of 'jsonl', not of 'gsm8k': choose another --output"):
+        prepare("gsm8k", place=place, output=tmp_path / "out")
     assert contents(tmp_path / "out") == before
     (tmp_path / "out" / "notes.txt").write_text("mine")
     assert prepare("jsonl", place=place, output=tmp_path / "out", host="openrlhf", overwrite=True).written

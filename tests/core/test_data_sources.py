@@ -253,6 +253,25 @@ def test_an_answer_without_a_number_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("source", "row"),
+    [
+        ("gsm8k", {"question": "?", "answer": 4}),
+        ("gsm8k", {"question": None, "answer": "#### 4"}),
+        ("mbpp", {"task_id": 1, "prompt": "?", "test_list": 3, "test_imports": []}),
+        ("sciknoweval", {**chemistry_question(0), "details": "L3"}),
+        ("sciknoweval", {**chemistry_question(0), "choices": ["a", "b"]}),
+        ("livecodebench", {**code_question(0), "contest_date": None}),
+    ],
+)
+def test_columns_of_other_kinds_than_the_originals(source: str, row: Any, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_lines(tmp_path / "in" / f"{split}.jsonl", [row, row])
+    with pytest.raises(DataError, match=r"in which they hold something else|contest_date.* got None"):
+        prepare(source, place=tmp_path / "in", output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # MBPP -----------------------------------------------------------------------------------------------------------------
 
 
@@ -362,13 +381,15 @@ def test_rows_keep_what_a_table_would_change(tmp_path: Path) -> None:
             {"system": "S"},
             "a system message of its own",
         ),
+        ({"prompt": "?", "ground_truth": "1", "note": ""}, {"drop": ["nte"]}, "no such column. Did you mean 'note'"),
+        ({"question": "?"}, {}, "`--prompt-column` and `--truth-column`"),
         ([1], {}, "one JSON object for each question"),
     ],
 )
 def test_own_questions_that_cannot_be_used(row: Any, options: dict[str, Any], problem: str, tmp_path: Path) -> None:
     place = tmp_path / "mine.jsonl"
     place.write_text(json.dumps(row) + "\n")
-    with pytest.raises(DataError, match=problem):
+    with pytest.raises((ConfigError, DataError), match=problem):
         prepare("jsonl", place=place, output=tmp_path / "out", test_share=0.0, **options)
     assert not (tmp_path / "out").exists()
 

@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from sdpo_plugins import ConfigError, RewardError
+from sdpo_plugins import ConfigError, DataError, RewardError
 from sdpo_plugins.embedded import checkpoint_path
 from sdpo_plugins.feedback import for_trl
 from sdpo_plugins.feedback.trl import TRLReward
@@ -205,10 +205,13 @@ def test_a_recipe_with_a_scorer_trains(recipe: Path, monkeypatch: pytest.MonkeyP
         (["scorer_options=[1]"], r"`scorer_options` must be a mapping, got \[1\]"),
         (["scorer_options={"], "`scorer_options` must be a mapping in JSON"),
         (["task=sums"], "The task 'sums' brings its own reward function"),
+        (["dataset_name=nowhere.jsonl"], "nowhere.jsonl cannot be read: .* `dataset_name` is a .jsonl"),
+        (["dataset_name=words.jsonl"], "words.jsonl has no column 'prompt'; it has 'question'. .* `sdpo data jsonl"),
     ],
 )
-def test_a_recipes_scorer_is_checked(recipe: Path, changes: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_a_recipes_scorer_and_data_are_checked(recipe: Path, changes: list[str], message: str) -> None:
+    (recipe.parent / "words.jsonl").write_text('{"question": "Why?"}\n')
+    with pytest.raises((ConfigError, DataError), match=message):
         train(recipe, changes)
 
 
