@@ -18,7 +18,7 @@ from pebble import ProcessExpired
 from sdpo_plugins.errors import DataError, PluginError, RewardError, SDPOError
 from sdpo_plugins.feedback._pool import Pool
 from sdpo_plugins.feedback._progress import Progress
-from sdpo_plugins.feedback._worker import Failed
+from sdpo_plugins.feedback._worker import NOTHING, Failed
 from sdpo_plugins.types import Score
 
 __all__ = ["CRASHED", "TIMED_OUT", "Lost", "Run"]
@@ -112,6 +112,18 @@ class Run:
             for future, _ in self._running.values():
                 future.cancel()
         return [self._found[at] for at in range(total)]
+
+    def try_out(self) -> None:
+        """Start the workers and raise what keeps the scorer from being built; scores nothing."""
+        future, seconds = self._owner.usable_pool().submit(NOTHING, self._owner.timeout)
+        try:
+            result = pickle.loads(future.result(seconds))
+        except (TimeoutError, ProcessExpired, BrokenProcessPool) as error:
+            raise SDPOError(
+                f"A worker of the scorer {self._owner.name!r} ended before it had built the scorer, or did not come to "
+                f"an end ({type(error).__name__}: {error}). Its own messages are on standard error."
+            ) from error
+        self._outcome(result)
 
     def _submit(self, pool: Pool, at: int) -> None:
         packed = _packed(self._responses[at], self._samples[at], at)

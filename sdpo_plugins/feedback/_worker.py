@@ -16,7 +16,9 @@ from sdpo_plugins.errors import PluginError, SDPOError
 from sdpo_plugins.feedback._context import die_with
 from sdpo_plugins.types import Score
 
-__all__ = ["Failed", "Recipe", "build", "checked", "prepare", "score_one"]
+__all__ = ["NOTHING", "Failed", "Recipe", "build", "checked", "prepare", "score_one"]
+
+NOTHING = b""
 
 
 @dataclass(frozen=True)
@@ -112,13 +114,15 @@ def score_one(packed: bytes) -> bytes:
 
     Args:
         packed: A pickled pair of response and sample. Not the pair itself: what cannot be read back would end the
-            worker before it could say so.
+            worker before it could say so. `NOTHING`: only say whether the scorer could be built.
 
     Returns:
         A pickled `Score` or `Failed`.
     """
     if isinstance(_scorer, Failed):
         return pickle.dumps(_scorer)
+    if packed == NOTHING:
+        return pickle.dumps(Score(0.0))
     assert _scorer is not None
     try:
         response, sample = pickle.loads(packed)

@@ -124,6 +124,14 @@ class BatchScorer:
             self._neutral = self._details_of_nothing(samples[0])
         return [self._finished(each) for each in found]
 
+    def check(self) -> None:
+        """Start the workers, and raise now what the first batch would raise: before a model is loaded for it.
+
+        Raises:
+            SDPOError: What the scorer needs is missing or broken: a library, a sandbox, a plug-in.
+        """
+        Run([], [], self, lambda done, total: None).try_out()
+
     def close(self) -> None:
         """End the workers; the next batch starts new ones."""
         with self._lock:

@@ -51,6 +51,7 @@ def for_trl(
 
     Raises:
         ConfigError: Unknown scorer, invalid options.
+        SDPOError: What the scorer needs is missing or broken: a library, a sandbox.
 
     Example:
         >>> reward = for_trl("multiple_choice", workers=1)
@@ -59,7 +60,9 @@ def for_trl(
         >>> reward.close()
     """
     scorer = BatchScorer(name, options, plugins=plugins, workers=workers, timeout=timeout, progress=progress)
-    return TRLReward(scorer, eos_token_id, max_completion_length)
+    reward = TRLReward(scorer, eos_token_id, max_completion_length)
+    scorer.check()
+    return reward
 
 
 class TRLReward:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from sdpo_plugins import ConfigError, DataError, PluginError, RewardError, SDPOError
-from sdpo_plugins.feedback import BatchScorer
+from sdpo_plugins.feedback import BatchScorer, for_trl
 from sdpo_plugins.feedback.batch import default_workers
 
 ODD = {"plugins": ["odd_scorer"], "workers": 2, "progress": False}
@@ -161,6 +161,14 @@ def test_what_concerns_all_is_raised(scorer: BatchScorer, deed: str, error: type
 def test_a_scorer_that_cannot_be_built_says_so(broken: str, error: type, message: str) -> None:
     with BatchScorer("odd", {"broken": broken}, **ODD) as scorer, pytest.raises(error, match=message):
         scorer(["x"], [TRUTH])
+
+
+def test_what_is_missing_is_said_before_the_first_batch(scorer: BatchScorer) -> None:
+    scorer.check()
+    with BatchScorer("odd", {"broken": "SDPOError"}, **ODD) as broken, pytest.raises(SDPOError, match="install it"):
+        broken.check()
+    with pytest.raises(SDPOError, match="It is not there; install it"):
+        for_trl("odd", broken="SDPOError", **ODD)
 
 
 def test_a_scorer_that_always_crashes_ends_the_run() -> None:
