@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdpo_plugins._options import option
-from sdpo_plugins.data.loading import KINDS, data_files
-from sdpo_plugins.data.sources import TEST, TRAIN, Example, Facts, Source, Split, message, require
+from sdpo_plugins.data.loading import KINDS, data_files, require
+from sdpo_plugins.data.sources import TEST, TRAIN, Example, Facts, Source, Split, message
 from sdpo_plugins.errors import ConfigError, DataError, nearest
 
 if TYPE_CHECKING:

@@ -8,18 +8,17 @@ import os
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdpo_plugins.data.sources import require
 from sdpo_plugins.errors import DataError, HostError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["KINDS", "Loader", "data_files", "loaded", "need_datasets", "sha256_of"]
+__all__ = ["KINDS", "Loader", "data_files", "loaded", "need_datasets", "require", "sha256_of"]
 
 # Suffix → builder of the datasets library.
 KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -211,3 +210,26 @@ def _fetched(url: str) -> bytes:
     except (urllib.error.URLError, OSError) as error:
         raise DataError(f"{url} cannot be read: {error}. Is there a network? {help}") from error
     return content
+
+
+def require(
+    columns: Iterable[str],
+    found: Iterable[str],
+    place: str,
+    help: str = "The columns have to be those of the original data set.",
+) -> None:
+    """Make sure that a table has its columns.
+
+    Raises:
+        DataError: Some are missing.
+
+    Example:
+        >>> require(["question"], ["question", "answer"], "gsm8k")
+    """
+    found = list(found)
+    missing = [name for name in columns if name not in found]
+    if missing:
+        raise DataError(
+            f"{place} lacks the column{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))}; it has "
+            f"{', '.join(map(repr, found)) or 'none'}. {help}"
+        )

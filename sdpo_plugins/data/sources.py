@@ -12,7 +12,7 @@ from sdpo_plugins.errors import DataError
 if TYPE_CHECKING:
     from sdpo_plugins.data.loading import Loader
 
-__all__ = ["TEST", "TRAIN", "Example", "Facts", "Source", "Split", "message", "require"]
+__all__ = ["TEST", "TRAIN", "Example", "Facts", "Source", "Split", "message"]
 
 TRAIN, TEST = "train", "test"
 Message = dict[str, str]
@@ -111,26 +111,3 @@ def message(role: str, content: str) -> Message:
         {'role': 'user', 'content': 'What weighs more?'}
     """
     return {"role": role, "content": content}
-
-
-def require(
-    columns: Iterable[str],
-    found: Iterable[str],
-    place: str,
-    help: str = "The columns have to be those of the original data set.",
-) -> None:
-    """Make sure that a table has its columns.
-
-    Raises:
-        DataError: Some are missing.
-
-    Example:
-        >>> require(["question"], ["question", "answer"], "gsm8k")
-    """
-    found = list(found)
-    missing = [name for name in columns if name not in found]
-    if missing:
-        raise DataError(
-            f"{place} lacks the column{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))}; it has "
-            f"{', '.join(map(repr, found)) or 'none'}. {help}"
-        )
