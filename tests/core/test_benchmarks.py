@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import cuda, growth, loss, report, step
 from benchmarks.methods import METHODS, OBJECTIVES, why_not
