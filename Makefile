@@ -76,7 +76,7 @@ test-openrlhf-matrix: ## What must hold on every supported OpenRLHF, on those be
 	done
 
 test-fast: env-trl ## The core's quick tests only
-	@$(TRL)/python -m pytest -m "not slow" tests/core
+	@OMP_NUM_THREADS=1 $(TRL)/python $(RUNS_PYTEST) -m "not slow" tests/core
 
 bench: env-trl ## Memory and time of the loss and of a step, beside other implementations (BENCH=--quick for a try)
 	@$(TRL)/python -m benchmarks $(BENCH)
