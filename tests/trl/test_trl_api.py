@@ -14,124 +14,26 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from guides import SDPO_RL_CONFIGS, SDPO_RL_REWARD, SDPO_TRAINER, SDPO_TRAINER_CONFIG, SDPO_TRAINER_REWARD
 from scripted_rollouts import buffered_rows, scripted
 from sdpo_plugins.embedded import checkpoint_path
 from sdpo_trl import SDPOTrainer
 from tiny_trl import digits_reward, questions, tiny_arguments, tiny_model
 
-# The quick starts as their authors publish them. Only the import's module, the model, the tokenizer and the data are
-# others, and the arguments that keep a run small and on the CPU stand in CPU.
+# The quick starts as their authors publish them, with the reward functions and all the options that they show. The
+# arguments that keep a run small and on the CPU stand in CPU.
 
-SDPO_TRAINER = """
+GRPO_PART = SDPO_TRAINER[SDPO_TRAINER.index("# Configure GRPO") : SDPO_TRAINER.index("# Configure SDPO")]
+CALL = SDPO_TRAINER[SDPO_TRAINER.index("trainer = SDPOTrainer(") :]
+IMPORTS = """
 from sdpo_trl import SDPOTrainer, SDPOConfig
 from trl import GRPOConfig
-
-# Configure GRPO (base trainer)
-grpo_config = GRPOConfig(
-    output_dir="./output",
-    num_generations=4,
-    max_completion_length=128,
-    learning_rate=1e-5,
-    **CPU,
-)
-
-# Configure SDPO (self-distillation)
-sdpo_config = SDPOConfig(
-    enabled=True,                   # Enable SDPO (replaces GRPO loss)
-    alpha=0.5,                      # Generalized JSD balance (0.5 = symmetric)
-    distillation_topk=100,          # Top-K logits for efficiency
-    teacher_mode="ema",             # EMA teacher (alternatives: "copy", "fixed")
-    ema_tau=0.05,                   # EMA update rate
-    ema_update_every=1,             # Update teacher every N batches
-    is_coef=0.0,                    # Importance sampling coefficient
-    is_clip=2.0,                    # IS weight clipping threshold
-    reprompt_teacher=True,          # Use peer demos as teacher input
-    thinking_tag="<think>",         # Strip thinking tags from demos
-)
-
-def reward_fn(prompts: list[str], completions: list[str], **kwargs) -> list[dict]:
-    results = []
-    for prompt, completion in zip(prompts, completions):
-        # Your evaluation logic
-        if is_correct(completion):
-            score = 1.0
-            feedback = "Correct!"
-        else:
-            score = 0.0
-            feedback = f"Wrong. The answer is {correct_answer}."
-
-        results.append({"score": score, "feedback": feedback})
-
-    return results
-
-trainer = SDPOTrainer(
-    model=model,
-    args=grpo_config,
-    sdpo_config=sdpo_config,
-    processing_class=tokenizer,
-    reward_funcs=[reward_fn],
-    train_dataset=your_dataset,
-)
-
-trainer.train()
 """
-
-SDPO_RL = """
-from trl import GRPOConfig
-
-grpo_config = GRPOConfig(
-    output_dir="./output",
-    num_generations=4,              # Completions per prompt
-    max_completion_length=128,      # Max tokens per completion
-    temperature=0.7,
-    per_device_train_batch_size=4,
-    gradient_accumulation_steps=2,
-    learning_rate=1e-5,
-    bf16=True,
-    remove_unused_columns=False,    # Required for SDPO
-    **CPU,
-)
-
-from sdpo_trl import SDPOConfig, SDPOTrainer
-
-sdpo_config = SDPOConfig(
-    enabled=True,                              # SDPO replaces GRPO loss
-    alpha=0.5,                                 # JSD (symmetric). Paper default.
-    distillation_topk=100,                     # Top-100 logits
-    teacher_mode="ema",                        # EMA teacher
-    teacher_update_rate=0.05,                  # teacher = 0.95*teacher + 0.05*student
-    is_clip=2.0,                               # IS ratio clamp
-    include_environment_feedback=True,         # Use feedback in teacher prompts
-    environment_feedback_only_without_solution=True,  # Feedback only when no peer demo
-    remove_thinking_from_demonstration=True,   # Strip <think> from demos
-)
-
-class MyReward:
-    def __init__(self):
-        self.last_feedback: list[str] = []
-
-    def __call__(self, prompts, completions, **kwargs) -> list[float]:
-        scores = []
-        self.last_feedback = []
-        for completion in completions:
-            if is_correct(completion):
-                scores.append(1.0)
-                self.last_feedback.append("")
-            else:
-                scores.append(0.0)
-                self.last_feedback.append(f"Wrong: {why}")
-        return scores
-
-trainer = SDPOTrainer(
-    model=model,
-    args=grpo_config,
-    sdpo_config=sdpo_config,
-    processing_class=tokenizer,
-    reward_funcs=MyReward(),
-    train_dataset=your_dataset,
-)
-trainer.train()
-"""
+SCRIPTS = {
+    "SDPO_TRAINER": IMPORTS + GRPO_PART + SDPO_TRAINER_CONFIG + SDPO_TRAINER_REWARD + CALL,
+    "SDPO_RL": IMPORTS + SDPO_RL_CONFIGS + SDPO_RL_REWARD + CALL.replace("[reward_fn]", "MyReward()"),
+}
+RATE = "    learning_rate=1e-5,\n"
 
 NAMES = {"SDPO_TRAINER": "reward_fn", "SDPO_RL": "MyReward"}
 SHOWN = {"SDPO_TRAINER": "Wrong. The answer is 30.", "SDPO_RL": "Wrong: no digit"}
@@ -153,7 +55,8 @@ def test_quick_starts_run_as_published(script: str, tmp_path: Path, monkeypatch:
         "correct_answer": "30",
         "why": "no digit",
     }
-    exec(globals()[script], given)
+    assert SCRIPTS[script].count(RATE) == 1
+    exec(SCRIPTS[script].replace(RATE, f"{RATE}    **CPU,\n"), given)
     trainer = given["trainer"]
     assert isinstance(trainer, GRPOTrainer)
     logs = [row for row in trainer.state.log_history if "loss" in row]
