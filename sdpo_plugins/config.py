@@ -145,6 +145,24 @@ class SDPOConfig:
         {}, "More arguments of the chat template for teacher prompts, e.g. {'enable_thinking': false}."
     )
 
+    # What a run leaves to be looked at; none of it changes the training
+    record: bool = option(True, "Write the run's records, which `sdpo report` and `sdpo plot` read.")
+    record_dir: str | None = option(None, "Folder of the records; null: `records` in the host's output folder.")
+    record_rollouts: int = option(4, "Rollouts recorded of each rollout batch; 0: metrics alone.", low=0)
+    record_tokens: int = option(2048, "Tokens recorded of a rollout, from its beginning on.", low=1)
+    record_alternatives: int = option(
+        5, "Likeliest tokens of student and teacher that are recorded at each token; 0: none.", low=0
+    )
+    record_max_mb: float = option(
+        128.0,
+        "Largest size of each file of records in MiB; over it every second step is dropped.",
+        low=0.0,
+        exclusive=True,
+    )
+    record_picture_every: int = option(
+        50, "Log a picture of a rollout's tokens every n rollout batches, where a logger takes images; 0: never.", low=0
+    )
+
     plugins: tuple[str, ...] = option(
         (), "Plug-ins in use, by entry-point name or import path; installing one changes nothing."
     )

@@ -16,6 +16,7 @@ from sdpo_plugins.host_term import HostTerm, linear_term
 from sdpo_plugins.inside import Opaque, loss_inside, run_inside
 from sdpo_plugins.losses.fused import FusedRows, LMHead, LogProbTerm, fused_row_losses
 from sdpo_plugins.modes import evaluating
+from sdpo_plugins.records.capture import Logits, Watch, logits_from_hidden, watch_tokens
 
 if TYPE_CHECKING:
     from sdpo_plugins.causal_lm import SplitModel
@@ -104,6 +105,7 @@ def student_loss(
     host: HostTerm | None = None,
     temperature: float = 1.0,
     place: str = "row {} of the micro-batch, position {} of the response",
+    watch: Watch | None = None,
 ) -> tuple[Tensor, FusedRows]:
     """Compute the weighted loss of chosen tokens inside of the head's own forward; call it in the model's forward.
 
@@ -118,6 +120,7 @@ def student_loss(
         host: The host's own part of the objective, over all N tokens; None: none.
         temperature: τ of the rollouts.
         place: What messages call a token, made of its row and position.
+        watch: Takes the token values of rows that are recorded; None: none are.
 
     Returns:
         The loss, 0-dim, and everything of the tokens.
@@ -149,6 +152,18 @@ def student_loss(
             place=lambda at: place.format(int(tokens.row[at]), int(tokens.position[at])),
             **common,
         )
+        if watch is not None and watch.wanted and found.tokens is not None:
+            shares = [item.share for item in teacher.passes]
+
+            def logits(index: Tensor) -> tuple[Logits, Logits]:
+                known = [part[index] for part in scored.hidden]
+                return (
+                    logits_from_hidden([given.detach()[index]], [head], [1.0], temperature),
+                    logits_from_hidden(known, scored.heads, shares, temperature),
+                )
+
+            distilled = tokens.weights.numel()
+            watch_tokens(watch, tokens.row[:distilled], tokens.position[:distilled], found.tokens.divergence, logits)
         return found.loss + correction, found
 
     return loss_inside(split.linear, split.linear, inside, states)

@@ -68,6 +68,13 @@ REFUSED = {
     "solution_template": [("Solution:", "{successful_previous_attempt} is missing"), (1, "a text")],
     "feedback_template": [("Said.", "{feedback_raw} is missing"), (True, "a text")],
     "apply_chat_template_kwargs": [("enable_thinking", "a mapping")],
+    "record": [(1, "true or false"), ("no", "true or false")],
+    "record_dir": [(3, "a text or null")],
+    "record_rollouts": [(-1, "at least 0"), (1.5, "whole number")],
+    "record_tokens": [(0, "at least 1"), (None, "whole number")],
+    "record_alternatives": [(-1, "at least 0"), (True, "whole number")],
+    "record_max_mb": [(0, "greater than 0"), (math.inf, "finite")],
+    "record_picture_every": [(-1, "at least 0")],
     "plugins": [("renyi", "a list of texts"), ([1], "a list of texts"), (None, "a list of texts")],
 }
 
@@ -114,6 +121,13 @@ TAKEN = {
     "solution_template": ["{successful_previous_attempt}"],
     "feedback_template": ["Said: {feedback_raw}"],
     "apply_chat_template_kwargs": [{"enable_thinking": False}],
+    "record": [False],
+    "record_dir": ["elsewhere"],
+    "record_rollouts": [0, 64],
+    "record_tokens": [1],
+    "record_alternatives": [0],
+    "record_max_mb": [0.5, 1],
+    "record_picture_every": [0, 1],
     "plugins": [["renyi"], ("a", "b")],
 }
 

@@ -1,0 +1,168 @@
+"""JSON lines in files of bounded size: appended whole, repaired after a crash, thinned evenly when too large."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["BoundedLines", "as_json", "read_lines"]
+
+# Lines of these kinds are thinned; a run's beginning, its warnings and its end are few, and stay.
+_THINNED = ("step", "rollout", "tokens")
+_MARK = "thinned"
+# A rollout's token values may be written while the next batches are being sampled.
+_REMEMBERED_STEPS = 64
+
+
+class BoundedLines:
+    """Appends lines to one file. Over its limit, every second step is dropped, of what is there and of what follows.
+
+    One process writes a file. A line is written by a single call, so that a killed process leaves whole lines and at
+    most one torn end, which is cut off when the file is opened again.
+
+    Args:
+        path: The file; its folder is made.
+        limit_mb: Largest size in MiB; a single step that is larger stays.
+
+    Raises:
+        OSError: The file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "steps.jsonl")
+        >>> lines = BoundedLines(path, limit_mb=1)
+        >>> lines.write({"kind": "step", "step": 1, "metrics": {"loss": 0.5}})
+        >>> [line["step"] for line in read_lines(path)[0]]
+        [1]
+    """
+
+    def __init__(self, path: Path, limit_mb: float) -> None:
+        self.path = path
+        self._limit = int(limit_mb * 2**20)
+        self._stride = 1
+        self._steps_seen = 0
+        self._kept: OrderedDict[int, bool] = OrderedDict()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _cut_torn_end(path)
+        if path.is_file():
+            self._stride = _stride_of(path)
+        self._size = path.stat().st_size if path.is_file() else 0
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append one line, unless its step is one that is dropped.
+
+        Args:
+            line: With `kind`, and `step` if it is of a kind that is thinned. Numbers that are not finite become null.
+        """
+        if line["kind"] in _THINNED and not self._keeps(int(line["step"])):
+            return
+        data = as_json(line).encode() + b"\n"
+        with open(self.path, "ab", buffering=0) as file:
+            file.write(data)
+        self._size += len(data)
+        if self._size > self._limit:
+            self._thin()
+
+    def _keeps(self, step: int) -> bool:
+        if step not in self._kept:
+            self._kept[step] = self._steps_seen % self._stride == 0
+            self._steps_seen += 1
+            if len(self._kept) > _REMEMBERED_STEPS:
+                self._kept.popitem(last=False)
+        return self._kept[step]
+
+    def _thin(self) -> None:
+        lines, _ = read_lines(self.path)
+        steps = sorted({int(line["step"]) for line in lines if line["kind"] in _THINNED})
+        if len(steps) < 2:
+            return
+        dropped = set(steps[1::2])
+        self._stride *= 2
+        mark = {"kind": _MARK, "stride": self._stride}
+        rest = [
+            line
+            for line in lines
+            if line["kind"] != _MARK and not (line["kind"] in _THINNED and int(line["step"]) in dropped)
+        ]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_bytes(b"".join(as_json(line).encode() + b"\n" for line in [mark, *rest]))
+        os.replace(temporary, self.path)
+        self._size = self.path.stat().st_size
+        # The newest step decides for itself: what is still to come of it has the fate of what was written.
+        for step in self._kept:
+            self._kept[step] = self._kept[step] and step not in dropped
+        self._steps_seen = 1 if steps[-1] not in dropped else 2
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Read a file that may be torn at its end, or still be written.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The lines, and a sentence for each line that is no JSON object of ours.
+    """
+    found, problems = [], []
+    for number, text in enumerate(_whole_lines(path), 1):
+        try:
+            line = json.loads(text)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            problems.append(f"{path}, line {number}, is no JSON ({error}); it was left out.")
+            continue
+        if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
+            problems.append(f"{path}, line {number}, is no record (an object with `kind`); it was left out.")
+            continue
+        found.append(line)
+    return found, problems
+
+
+def as_json(value: Any) -> str:
+    """Return compact JSON; numbers that are not finite become null, which every reader understands.
+
+    Example:
+        >>> as_json({"loss": float("nan"), "step": 1})
+        '{"loss":null,"step":1}'
+    """
+    return json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return value
+
+
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield line
+
+
+def _cut_torn_end(path: Path) -> None:
+    if not path.is_file():
+        return
+    with open(path, "rb+") as file:
+        data = file.read()
+        if data and not data.endswith(b"\n"):
+            file.truncate(data.rfind(b"\n") + 1)
+
+
+def _stride_of(path: Path) -> int:
+    for text in _whole_lines(path):
+        try:
+            line = json.loads(text)
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            return 1
+        return int(line["stride"]) if isinstance(line, dict) and line.get("kind") == _MARK else 1
+    return 1

@@ -1,0 +1,37 @@
+"""The text of single tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = ["Pieces"]
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class Pieces:
+    """Gives the text of token ids; each is decoded once.
+
+    Args:
+        tokenizer: Of transformers; only read.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[int, str] = {}
+
+    def of(self, ids: Iterable[int]) -> dict[int, str]:
+        """Return the text of each id; of a part of a character, which has none, the tokenizer's own name for it."""
+        wanted = set(ids)
+        for token in wanted - self._known.keys():
+            self._known[token] = self._text(token)
+        return {token: self._known[token] for token in wanted}
+
+    def _text(self, token: int) -> str:
+        text = str(self._tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        if text and _REPLACEMENT not in text:
+            return text
+        name = self._tokenizer.convert_ids_to_tokens(token)
+        # Ids beyond the tokenizer's are padding of the output layer.
+        return f"<{token}>" if name is None else str(name)
