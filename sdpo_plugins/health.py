@@ -7,53 +7,93 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["HealthMonitor"]
+__all__ = ["COLLAPSED_TO", "EQUAL", "LONG_ENOUGH", "TROUBLES", "HealthMonitor", "Trouble"]
+
+EQUAL = 1e-6
+"""Mean divergence in nats below which teacher and student are one: two equal distributions over 50 000 tokens differ by
+up to 2e-7 nats in float32."""
+
+COLLAPSED_TO = 0.25
+"""Share of their first length below which answers have collapsed."""
+
+LONG_ENOUGH = 8
+"""Tokens that answers had at first, for a collapse to be one."""
 
 
 @dataclass(frozen=True)
-class _Check:
+class Trouble:
+    """A way in which a run cannot be learning.
+
+    Args:
+        key: Short name.
+        patience: Bad batches in a row before it is told.
+        text: What is wrong, with the run's numbers in braces.
+        advice: What to do.
+    """
+
     key: str
     patience: int
-    message: str
+    text: str
+    advice: str = ""
+
+    @property
+    def message(self) -> str:
+        """Text and advice."""
+        return f"{self.text} {self.advice}".rstrip()
 
 
-_NOTHING_SUCCEEDED = _Check(
+_NOTHING_SUCCEEDED = Trouble(
     "nothing_succeeded",
     5,
     "No rollout has succeeded for {n} rollout batches in a row, and no feedback is shown to the teacher: SDPO has "
-    "nothing to learn from. Lower `success_reward_threshold`, raise the rollouts per question, take easier questions, "
+    "nothing to learn from.",
+    "Lower `success_reward_threshold`, raise the rollouts per question, take easier questions, "
     "or return feedback from the reward function (`include_environment_feedback=True`).",
 )
-_NOTHING_ACTIVE = _Check(
+_NOTHING_ACTIVE = Trouble(
     "nothing_active",
     5,
     "No rollout has been active for {n} rollout batches in a row: there was neither a demonstration nor feedback for "
-    "any of them, and the SDPO loss was zero. Look at the rewards and at `success_reward_threshold`.",
+    "any of them, and the SDPO loss was zero.",
+    "Look at the rewards and at `success_reward_threshold`.",
 )
-_TEACHER_IS_STUDENT = _Check(
+_TEACHER_IS_STUDENT = Trouble(
     "teacher_is_student",
     5,
     "The teacher has scored every answer as the student does for {n} steps in a row (mean divergence below 1e-6): its "
-    "context makes no difference, or the loss compares a model with itself. Look at the teacher prompts.",
+    "context makes no difference, or the loss compares a model with itself.",
+    "Look at the teacher prompts.",
 )
-_COLLAPSE = _Check(
+_COLLAPSE = Trouble(
     "length_collapse",
     5,
     "Answers have been shorter than a quarter of their first length ({first:.0f} tokens) for {n} rollout batches in a "
-    "row, now {now:.0f} tokens: answers may be collapsing. Look at the completions, lower the learning rate, or use a "
-    "slower teacher.",
+    "row, now {now:.0f} tokens: answers may be collapsing.",
+    "Look at the completions, lower the learning rate, or use a slower teacher.",
 )
-_TRUNCATED = _Check(
+_TRUNCATED = Trouble(
     "truncated",
     1,
-    "{share:.0%} of the teacher prompts of a batch were longer than `max_reprompt_len` and were cut. Raise it if "
-    "memory allows.",
+    "{share:.0%} of the teacher prompts of a batch were longer than `max_reprompt_len` and were cut.",
+    "Raise it if memory allows.",
 )
-_FEEDBACK_UNUSED = _Check(
+_FEEDBACK_UNUSED = Trouble(
     "feedback_unused",
     1,
     "The reward function returns feedback, but `include_environment_feedback` is off: the teacher does not see it.",
 )
+TROUBLES = {
+    trouble.key: trouble
+    for trouble in (
+        _NOTHING_SUCCEEDED,
+        _NOTHING_ACTIVE,
+        _TEACHER_IS_STUDENT,
+        _COLLAPSE,
+        _TRUNCATED,
+        _FEEDBACK_UNUSED,
+    )
+}
+"""By key; the report of a finished run judges by the same."""
 
 
 class HealthMonitor:
@@ -93,7 +133,7 @@ class HealthMonitor:
         if mean_length is not None and math.isfinite(mean_length):
             if self._first_length is None:
                 self._first_length = mean_length
-            shrunk = self._first_length >= 8 and mean_length < 0.25 * self._first_length
+            shrunk = self._first_length >= LONG_ENOUGH and mean_length < COLLAPSED_TO * self._first_length
             warnings.append(self._check(_COLLAPSE, shrunk, first=self._first_length, now=mean_length))
         return [warning for warning in warnings if warning]
 
@@ -106,8 +146,7 @@ class HealthMonitor:
         """
         if active_tokens <= 0:
             return []
-        # Two equal distributions over 50 000 tokens differ by up to 2e-7 nats in float32.
-        warning = self._check(_TEACHER_IS_STUDENT, abs(divergence) < 1e-6)
+        warning = self._check(_TEACHER_IS_STUDENT, abs(divergence) < EQUAL)
         return [warning] if warning else []
 
     def state_dict(self) -> dict[str, Any]:
@@ -120,7 +159,7 @@ class HealthMonitor:
         self._told = set(state["told"])
         self._first_length = state["first_length"]
 
-    def _check(self, check: _Check, bad: bool, **values: float) -> str | None:
+    def _check(self, check: Trouble, bad: bool, **values: float) -> str | None:
         self._streak[check.key] = self._streak.get(check.key, 0) + 1 if bad else 0
         if self._streak[check.key] < check.patience or check.key in self._told:
             return None
