@@ -14,7 +14,7 @@ from typing import Any
 from sdpo_plugins._dialect_tables import DIALECTS, SHARED_ROWS, Dialect, Row, Untranslatable
 from sdpo_plugins.errors import ConfigError, nearest
 
-__all__ = ["dialect_names", "translate", "translation"]
+__all__ = ["dialect_names", "traced_translation", "translate", "translation"]
 
 # Where the authors' YAML keeps its options, and what else of the same file says something about SDPO.
 _AUTHORS_ROOT = "actor_rollout_ref"
@@ -106,6 +106,30 @@ def translation(options: Mapping[str, Any], dialect: str | None = None) -> tuple
         >>> translation({"alhpa": 0.5})
         ({}, ["Unknown option `alhpa`. Did you mean 'alpha'?"])
     """
+    translated, problems, _ = traced_translation(options, dialect)
+    return translated, problems
+
+
+def traced_translation(
+    options: Mapping[str, Any], dialect: str | None = None
+) -> tuple[dict[str, Any], list[str], dict[str, str]]:
+    """Do what `translation` does, and say which name each option came from.
+
+    Args:
+        options: Option names and values; not changed.
+        dialect: As for `translate`.
+
+    Returns:
+        What could be translated, one sentence for each problem, and the given name of each option that was given; the
+        others are defaults of the dialect.
+
+    Raises:
+        ConfigError: There is no such dialect.
+
+    Example:
+        >>> traced_translation({"ema_tau": 0.1})[2]
+        {'teacher_update_rate': 'ema_tau'}
+    """
     table = _table(dialect)
     given, problems = _open_authors_file(options) if "_target_" in table.rows else (dict(options), [])
     absorbed = {other for name in given if name in table.rows for other in table.rows[name].absorbs}
@@ -125,7 +149,7 @@ def translation(options: Mapping[str, Any], dialect: str | None = None) -> tuple
             else:
                 came_from[ours] = name
                 translated[ours] = converted
-    return translated, problems
+    return translated, problems, came_from
 
 
 def _one(table: Dialect, name: Any, value: Any, given: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -61,12 +61,13 @@ class HostError(SDPOError):
     """The host framework is missing, unsupported, or set to something SDPO cannot work with."""
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
+def nearest(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str:
     """Return a hint " Did you mean 'x'?" for the closest choice, or an empty string.
 
     Args:
         word: What the user wrote.
         choices: The valid words.
+        cutoff: How alike the two must be, from 0 to 1.
 
     Returns:
         The hint, with a leading space, or "".
@@ -75,5 +76,5 @@ def nearest(word: str, choices: Iterable[str]) -> str:
         >>> nearest("emma", ["ema", "frozen"])
         " Did you mean 'ema'?"
     """
-    matches = difflib.get_close_matches(word.lower(), list(choices), n=1, cutoff=0.6)
+    matches = difflib.get_close_matches(word.lower(), list(choices), n=1, cutoff=cutoff)
     return f" Did you mean {matches[0]!r}?" if matches else ""

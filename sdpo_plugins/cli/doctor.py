@@ -13,6 +13,7 @@ from typing import Literal
 from packaging.requirements import Requirement
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 from sdpo_plugins._version import __version__
@@ -32,6 +33,8 @@ _HOST_STATES: dict[State, Literal["ok", "note", "warning"]] = {
     "no adapter": "note",
     "unsupported": "warning",
 }
+
+_NO_HOST = "hosts"
 
 _STYLES = {"ok": "green", "note": "dim", "warning": "yellow", "broken": "bold red"}
 
@@ -85,17 +88,39 @@ def show_diagnosis(as_json: bool) -> bool:
     if as_json:
         print(json.dumps({"healthy": healthy, "findings": [asdict(finding) for finding in findings]}, indent=2))
         return healthy
+    console = Console(highlight=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("", "state", "found", "what to do"):
-        table.add_column(heading, overflow="fold")
+    for heading in ("", "state", "found"):
+        table.add_column(heading, no_wrap=heading != "found", overflow="fold")
     for finding in findings:
         state = f"[{_STYLES[finding.state]}]{finding.state}[/]"
-        table.add_row(escape(finding.subject), state, escape(finding.found), escape(finding.advice))
-    console = Console()
+        table.add_row(escape(finding.subject), state, escape(finding.found))
     console.print(table)
+    _print_advice(console, findings)
     console.print()
-    console.print("[green]Ready.[/]" if healthy else "[bold red]Something is broken; see above.[/]")
+    console.print(_verdict(findings))
     return healthy
+
+
+def _print_advice(console: Console, findings: list[Finding]) -> None:
+    """What to do stands below the table, where a sentence has the whole width; the most urgent comes first."""
+    advised = [finding for state in ("broken", "warning", "note") for finding in findings if finding.state == state]
+    advised = [finding for finding in advised if finding.advice]
+    if advised:
+        console.print("\n[bold]What to do[/]")
+    for finding in advised:
+        style = _STYLES[finding.state]
+        text = f"[{style}]{escape(finding.subject)}[/]: {escape(finding.advice)}"
+        console.print(Padding(text, (0, 0, 0, 2)))
+
+
+def _verdict(findings: list[Finding]) -> str:
+    if any(finding.state == "broken" for finding in findings):
+        return "[bold red]Something is broken; see above.[/]"
+    if any(finding.subject == _NO_HOST for finding in findings):
+        return "[yellow]The package works, and no host is ready to train with; see above.[/]"
+    hosts = [finding for finding in findings if finding.subject.startswith("host ") and finding.state == "ok"]
+    return f"[green]Ready.[/] Hosts to train with: {', '.join(each.subject.removeprefix('host ') for each in hosts)}."
 
 
 def _python() -> Iterator[Finding]:
@@ -178,7 +203,7 @@ def _hosts(reports: list[PluginReport]) -> Iterator[Finding]:
             yield Finding(f"host {status.host.name}", _HOST_STATES[state(status)], found, advice(status))
     if not any(state(status) == "ready" for status in statuses):
         choices = " or ".join(status.host.install for status in statuses if status.adapter)
-        yield Finding("hosts", "warning", "none is ready, so nothing can be trained", choices)
+        yield Finding(_NO_HOST, "warning", "none is ready, so nothing can be trained", choices)
 
 
 def _version(distribution: str) -> str | None:

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from sdpo_plugins._catalogues import TEACHERS, find
+from sdpo_plugins.cli.completion import names_of
 from sdpo_plugins.config import SDPOConfig
 from sdpo_plugins.errors import ConfigError
 from sdpo_plugins.estimate import (
@@ -28,6 +30,7 @@ from sdpo_plugins.estimate import (
     fits,
     read_model,
 )
+from sdpo_plugins.plugins import catalogue
 
 __all__ = ["estimate_command", "show_comparison", "show_estimate"]
 
@@ -113,7 +116,9 @@ def _run(model: str, compare: bool, as_json: bool, given: dict[str, Any]) -> Non
         del options["distillation_topk"]
     if options.get("full_logit_distillation") is False:
         options["alpha"] = 1.0  # the mode has no other, and memory does not depend on it
-    run = RunFacts(sdpo=SDPOConfig.from_mapping(options), **given)
+    sdpo = SDPOConfig.from_mapping(options)
+    find(catalogue("teacher"), TEACHERS, sdpo.teacher)
+    run = RunFacts(sdpo=sdpo, **given)
     facts = read_model(model)
     if compare:
         show_comparison(comparison(facts, run), as_json)
@@ -175,7 +180,8 @@ def _parameter(
     def complete(incomplete: str) -> list[str]:
         return [choice for choice in choices if choice.startswith(incomplete)]
 
-    shown = typer.Option(flag, help=said, show_default=False, autocompletion=complete if choices else None)
+    offer = names_of("teacher") if name == "teacher" else complete if choices else None
+    shown = typer.Option(flag, help=said, show_default=False, autocompletion=offer)
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -190,14 +196,22 @@ def _shown(value: Any) -> str:
     return "null" if value is None else ", ".join(value) if isinstance(value, tuple) else str(value)
 
 
+def _count(parameters: int) -> str:
+    """Say a number of parameters in a unit in which it is at least 1."""
+    for size, unit in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
+        if parameters >= size:
+            return f"{parameters / size:.3g} {unit} parameters"
+    return f"{parameters} parameters"
+
+
 def _headline(model: ModelFacts, run: RunFacts, trained: bool = True) -> str:
-    billions = f"{model.parameters / 1e9:.2f} · 10⁹ parameters"
+    count = _count(model.parameters)
     how = "" if not trained else ", all weights trained"
     if trained and run.lora_rank is not None:
         how = f", LoRA of rank {run.lora_rank}" + (" on 4 bits" if run.load_in_4bit else "")
     where = f"{run.host}" + (f", {run.ranks} GPUs, {run.sharding}" if run.ranks > 1 else "")
     teacher = f", teacher {run.sdpo.teacher}" if trained else ""
-    return f"{model.name}: {billions}{how}{teacher}; {where}"
+    return f"{model.name}: {count}{how}{teacher}; {where}"
 
 
 def _parts_table(found: Estimate) -> Table:

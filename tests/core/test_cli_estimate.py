@@ -32,7 +32,7 @@ def test_the_table_names_parts_phases_peak_and_gpus(model):
     result = called("--model", model)
     assert result.exit_code == 0, result.output
     for text in (
-        "0.49 · 10⁹",
+        "494 million parameters",
         "optimizer states",
         "generation",
         "backward",

@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
 import textwrap
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from console_script import script
 from sdpo_plugins import SDPOError, __version__
 from sdpo_plugins.cli import app
 
@@ -159,12 +159,6 @@ def test_task_names_complete_on_the_tab_key(typed, names):
     }
     done = subprocess.run([script()], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == names
-
-
-def script() -> str:
-    path = Path(sysconfig.get_path("scripts")) / "sdpo"
-    assert path.exists(), "install the project first: pip install -e '.[trl,dev]'"
-    return str(path)
 
 
 def test_the_console_script(tmp_path):

