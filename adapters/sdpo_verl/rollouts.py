@@ -10,7 +10,14 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from sdpo_plugins.config import SDPOConfig
-from sdpo_plugins.reprompt import decode_responses, encode_contexts, encoding_metrics, is_success, thinking_opened
+from sdpo_plugins.reprompt import (
+    EncodedContexts,
+    decode_responses,
+    encode_contexts,
+    encoding_metrics,
+    is_success,
+    thinking_opened,
+)
 from sdpo_plugins.reprompt.rendering import Render
 from sdpo_plugins.types import Rollout, TeacherContexts
 from sdpo_verl.jagged import nested
@@ -88,8 +95,8 @@ def teacher_fields(
     tokenizer: Any,
     config: SDPOConfig,
     renders: Sequence[Render],
-) -> tuple[TensorDict, dict[str, float]]:
-    """Return what the workers need of the teacher's side, and metrics.
+) -> tuple[TensorDict, EncodedContexts]:
+    """Return what the workers need of the teacher's side, and what it was made of.
 
     Args:
         rollouts: One for each row.
@@ -100,7 +107,8 @@ def teacher_fields(
         renders: How each row's prompt becomes token ids.
 
     Returns:
-        `teacher_input_ids`, `teacher_position_ids` (jagged), `sdpo_active` and `sdpo_success` [B]; metrics.
+        `teacher_input_ids`, `teacher_position_ids` (jagged), `sdpo_active` and `sdpo_success` [B]; the contexts in
+        tokens, with the metrics of the rows that are no padding.
     """
     encoded = encode_contexts(contexts, tokenizer, config, render=renders, skip_inactive=True)
     ids = []
@@ -117,7 +125,9 @@ def teacher_fields(
     }
     real = [context for context, counts in zip(encoded.contexts, counted, strict=True) if counts]
     was_active = [context.active for context, counts in zip(contexts.contexts, counted, strict=True) if counts]
-    return TensorDict(fields, batch_size=len(ids)), encoding_metrics(real, was_active)
+    return TensorDict(fields, batch_size=len(ids)), EncodedContexts(
+        encoded.contexts, encoding_metrics(real, was_active)
+    )
 
 
 def _extra(row: Any) -> Mapping[str, Any]:

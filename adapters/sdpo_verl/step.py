@@ -23,6 +23,7 @@ from sdpo_plugins.teacher import LocalTensors, Teacher
 from sdpo_plugins.token_pass import ChosenTokens, TeacherStates, student_loss, teacher_states
 from sdpo_verl.host_loss import HostLoss
 from sdpo_verl.jagged import PassInput, ResponseTokens, pass_input
+from sdpo_verl.records import CapturedTokens
 
 __all__ = ["SDPOStep"]
 
@@ -40,6 +41,7 @@ class SDPOStep:
         divergence: Resolved once.
         host_loss: What the host adds (policy loss, KL to a reference), or None.
         sums: Takes the sums of each micro-batch.
+        captured: Takes the token values of recorded rows.
     """
 
     config: SDPOConfig
@@ -50,6 +52,7 @@ class SDPOStep:
     divergence: Callable[[Tensor, Tensor], Tensor]
     host_loss: HostLoss | None
     sums: RunningSums
+    captured: CapturedTokens
 
     def __call__(
         self, micro_batch: TensorDict, loss_function: Any, forward_only: bool
@@ -109,6 +112,7 @@ class SDPOStep:
             tokens.optional("rollout_is_weights", micro_batch),
         )
         metrics: dict[str, Any] = {}
+        watch = self.captured.watch(micro_batch, tokens.ids)
         loss, found = student_loss(
             self.split,
             states,
@@ -119,7 +123,9 @@ class SDPOStep:
             self.divergence,
             host=self._host_term(micro_batch, metrics),
             temperature=float(tu.get_non_tensor_data(micro_batch, "temperature", 1.0)),
+            watch=watch,
         )
+        self.captured.keep(watch)
         if found.tokens is not None and found.entropies is not None:
             self.sums.add(token_sums(found.tokens, found.entropies[: tokens.row.numel()], tokens.success[tokens.row]))
         return loss, metrics

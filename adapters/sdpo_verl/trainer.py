@@ -13,14 +13,18 @@ import transfer_queue as tq
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
 
+from sdpo_plugins.config import SDPOConfig
 from sdpo_plugins.errors import HostError, TeacherError
 from sdpo_plugins.health import HealthMonitor
 from sdpo_plugins.plugins import extra_metrics, resolve
+from sdpo_plugins.records import record_folder
+from sdpo_plugins.types import TeacherContext
 from sdpo_verl.config import settle
 from sdpo_verl.config_checks import check_text_only
 from sdpo_verl.prompts import PromptStyle, prompt_style
+from sdpo_verl.records import FIELD, RecordedBatch, RunRecords, record_field, rollout_lines
 from sdpo_verl.rollouts import FIELDS, idle_rows, rollouts_of, teacher_fields
-from sdpo_verl.transfer import field_names, read_rows, with_reward_fields
+from sdpo_verl.transfer import field_names, read_rows, with_reward_fields, without_odd_feedback
 from sdpo_verl.worker import SDPOActorRolloutRefWorker
 
 __all__ = ["SDPOTrainer"]
@@ -75,6 +79,61 @@ class SDPOTrainer(PPOTrainerSync):
             if role in self.role_worker_mapping:
                 self.role_worker_mapping[role] = ray.remote(self.worker_cls)
 
+    # Records of the run
+
+    @cached_property
+    def _records(self) -> RunRecords:
+        folder = record_folder(self.sdpo_config, self.config.trainer.default_local_dir)
+        return RunRecords(folder, self.sdpo_config, self.tokenizer)
+
+    def fit(self, agent_loop_manager: Any) -> None:
+        """Train, or only validate, which leaves the records of a training alone."""
+        settings = self.config.trainer
+        if not (settings.get("val_before_train", True) and settings.get("val_only", False)):
+            self._records.start(
+                model=str(self.config.actor_rollout_ref.model.path),
+                step=self.global_steps,
+                ranks=int(self.actor_rollout_wg.world_size),
+            )
+        with self._records.ending():
+            super().fit(agent_loop_manager)
+
+    # verl has made its loggers by the first of these two.
+
+    def on_validate_begin(self) -> None:
+        """Record the validation before training too."""
+        super().on_validate_begin()
+        self._records.attach(self.logger)
+
+    def on_train_begin(self) -> None:
+        """Record metrics where there was no validation before training."""
+        super().on_train_begin()
+        self._records.attach(self.logger)
+
+    def _recorded_batch(self, batch: Any, idle: list[bool]) -> RecordedBatch:
+        number = (self.global_steps - 1) * self.parameter_sync_step + self.local_trigger_step
+        return self._records.batch(number, self.global_steps, batch.keys, idle)
+
+    def _record(self, batch: RecordedBatch, rollouts: Any, contexts: Any, responses: Any, config: SDPOConfig) -> None:
+        longest = int(self.config.actor_rollout_ref.rollout.response_length)
+        end = self.tokenizer.eos_token_id
+        lines = rollout_lines(batch, rollouts, contexts, responses, config, longest=longest, end=end)
+        self._records.rollouts(batch, lines)
+
+    def _record_without_teacher(self, batch: Any) -> None:
+        recorded = self._recorded_batch(batch, _idle(batch))
+        if not recorded.rows:
+            return
+        # A run of verl's own algorithm reads no more of its rows than are written down.
+        data = read_rows(batch, [*FIELDS, *self._reward_fields], recorded.of(batch.keys))
+        data = without_odd_feedback(with_reward_fields(data, self._reward_fields))
+        config = self.sdpo_config
+        rollouts = rollouts_of(data, [False] * len(recorded.rows), self.tokenizer, config)
+        if any(config.success_reward_name not in (rollout.rewards or {}) for rollout in rollouts):
+            config = config.replace(success_reward_name=None)
+        contexts = [(TeacherContext("", active=False), None)] * len(rollouts)
+        self._record(recorded, rollouts, contexts, list(data["responses"].unbind()), config)
+
     # Rollouts → teacher contexts
 
     def _step_once(self, *args: Any, **kwargs: Any) -> Any:
@@ -104,10 +163,11 @@ class SDPOTrainer(PPOTrainerSync):
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
         batch = super()._compute_advantage(batch, metrics)
         if not self.sdpo_config.enabled:
+            self._record_without_teacher(batch)
             return batch
         config = self.sdpo_config
-        padding = [bool(tag.get("is_padding", False)) for tag in batch.tags]
-        idle = idle_rows(batch.keys, padding)
+        idle = _idle(batch)
+        padding = _padding(batch)
         own = ["extra_info"] if self._style.schemas and "extra_info" in field_names(batch) else []
         data = with_reward_fields(read_rows(batch, [*FIELDS, *own, *self._reward_fields]), self._reward_fields)
         rollouts = rollouts_of(data, idle, self.tokenizer, config)
@@ -120,8 +180,13 @@ class SDPOTrainer(PPOTrainerSync):
         if sum(idle) > sum(padding):
             self._warn_once(_EARLIER_OUTPUTS.format(sum(idle) - sum(padding)), _EARLIER_OUTPUTS)
         responses = list(data["responses"].unbind())
-        fields, encoding = teacher_fields(rollouts, contexts, responses, self.tokenizer, config, renders)
-        found = {**contexts.metrics, **encoding, **extra_metrics(config, rollouts, contexts)}
+        fields, encoded = teacher_fields(rollouts, contexts, responses, self.tokenizer, config, renders)
+        recorded = self._recorded_batch(batch, idle)
+        if recorded.rows:
+            fields[FIELD] = record_field(recorded)
+            pairs = list(zip(contexts.contexts, encoded.contexts, strict=True))
+            self._record(recorded, recorded.of(rollouts), recorded.of(pairs), recorded.of(responses), config)
+        found = {**contexts.metrics, **encoded.metrics, **extra_metrics(config, rollouts, contexts)}
         metrics.update(found)
         lengths = [len(row) for row, skip in zip(responses, idle, strict=True) if not skip]
         self._warn(self._health.batch(found, sum(lengths) / max(1, len(lengths))))
@@ -133,7 +198,9 @@ class SDPOTrainer(PPOTrainerSync):
         batch = super()._update_actor(batch, metrics)
         if not self.sdpo_config.enabled:
             return batch
-        found = self.actor_rollout_wg.finish_rollout_batch()[0]
+        finished = self.actor_rollout_wg.finish_rollout_batch()
+        self._records.tokens(self.global_steps, [values for _, tokens in finished for values in tokens])
+        found = finished[0][0]
         metrics.update(found)
         self._warn(
             self._health.step(found.get("self_distillation/divergence", 0.0), found["self_distillation/active_tokens"])
@@ -148,6 +215,7 @@ class SDPOTrainer(PPOTrainerSync):
     def _warn(self, messages: Any) -> None:
         for message in messages:
             print(f"SDPO: {message}", flush=True)
+            self._records.warning(self.global_steps, message)
 
     # Checkpoints
 
@@ -182,6 +250,14 @@ class SDPOTrainer(PPOTrainerSync):
         state = _read_state(folder)
         self.actor_rollout_wg.load_sdpo(str(folder), **state["counters"])
         self._health.load_state_dict(state["health"])
+
+
+def _padding(batch: Any) -> list[bool]:
+    return [bool(tag.get("is_padding", False)) for tag in batch.tags]
+
+
+def _idle(batch: Any) -> list[bool]:
+    return idle_rows(batch.keys, _padding(batch))
 
 
 def _read_state(folder: Path) -> dict[str, Any]:

@@ -8,17 +8,19 @@ from typing import Any
 import transfer_queue as tq
 from tensordict import NonTensorData
 
-__all__ = ["field_names", "read_rows", "with_reward_fields"]
+__all__ = ["field_names", "read_rows", "with_reward_fields", "without_odd_feedback"]
 
 
-def read_rows(batch: Any, fields: Sequence[str]) -> dict[str, Any]:
-    """Return some fields of a batch, all rows of them.
+def read_rows(batch: Any, fields: Sequence[str], keys: Sequence[str] | None = None) -> dict[str, Any]:
+    """Return some fields of a batch.
 
     Args:
         batch: verl's keys of the rows.
         fields: Names; texts and mappings come back as any kind of list.
+        keys: Of the rows that are read; None: all.
     """
-    found = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=list(fields))
+    rows = batch.keys if keys is None else list(keys)
+    found = tq.kv_batch_get(keys=rows, partition_id=batch.partition_id, select_fields=list(fields))
     return {name: found[name] for name in fields}
 
 
@@ -50,6 +52,27 @@ def with_reward_fields(rows: Mapping[str, Any], names: Sequence[str]) -> dict[st
         for at, row in enumerate(rows["extra_fields"])
     ]
     return {**{name: values for name, values in rows.items() if name not in names}, "extra_fields": extra}
+
+
+def without_odd_feedback(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave feedback out that is no text: SDPO refuses it, but verl's own algorithm never looks at it.
+
+    Args:
+        rows: Fields of a batch, `extra_fields` among them.
+
+    Example:
+        >>> said = [{"reward_extra_info": {"feedback": ["Wrong."], "acc": 0.0}}, {"reward_extra_info": {"acc": 1.0}}]
+        >>> without_odd_feedback({"extra_fields": said})["extra_fields"]
+        [{'reward_extra_info': {'acc': 0.0}}, {'reward_extra_info': {'acc': 1.0}}]
+    """
+    extra = []
+    for row in rows["extra_fields"]:
+        found = row.get("reward_extra_info") if isinstance(row, Mapping) else None
+        if isinstance(found, Mapping) and not isinstance(found.get("feedback", ""), str):
+            rest = {name: value for name, value in found.items() if name != "feedback"}
+            row = {**row, "reward_extra_info": rest}
+        extra.append(row)
+    return {**rows, "extra_fields": extra}
 
 
 def _plain(value: Any) -> Any:

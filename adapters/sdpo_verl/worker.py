@@ -17,10 +17,12 @@ from sdpo_plugins.config import SDPOConfig
 from sdpo_plugins.errors import HostError
 from sdpo_plugins.losses import loss_denominator
 from sdpo_plugins.plugins import resolve
+from sdpo_plugins.records import TokenValues
 from sdpo_plugins.step_metrics import RunningSums
 from sdpo_plugins.teacher import load_teacher, local_tensors, save_teacher
 from sdpo_verl.host_loss import host_loss_of
 from sdpo_verl.jagged import padded_responses
+from sdpo_verl.records import CapturedTokens
 from sdpo_verl.step import SDPOStep
 
 __all__ = ["SDPOActorRolloutRefWorker", "SDPOTrainingWorker"]
@@ -61,6 +63,7 @@ class SDPOTrainingWorker(TrainingWorker):
             divergence=strategies.divergence,
             host_loss=host_loss_of(actor_config, config.grpo_weight),
             sums=RunningSums(),
+            captured=CapturedTokens(config),
         )
 
     @property
@@ -99,17 +102,18 @@ class SDPOTrainingWorker(TrainingWorker):
         (total,) = _sum_over_ranks([float(count)])
         tu.assign_non_tensor(data, sdpo_denominator=total, sdpo_rows=len(data))
 
-    def finish_rollout_batch(self) -> dict[str, float]:
+    def finish_rollout_batch(self) -> tuple[dict[str, float], list[TokenValues]]:
         """Count a rollout batch, let the teacher follow if it is time to.
 
         Returns:
-            Metrics of all optimizer steps of this batch on all ranks, and the teacher's last ones.
+            Metrics of all optimizer steps of this batch on all ranks, and the teacher's last ones; token values of the
+            recorded rows that this rank had.
         """
         self._rollout_batches += 1
         self._follow()
         metrics = {**self.sdpo.sums.take(_sum_over_ranks), **self._teacher_metrics}
         self._teacher_metrics = {}
-        return metrics
+        return metrics, self.sdpo.captured.take()
 
     def _follow(self) -> None:
         teacher = self.sdpo.teacher
@@ -141,10 +145,10 @@ class SDPOActorRolloutRefWorker(ActorRolloutRefWorker):
         self.actor.start_sdpo(options, self.loss_fn.keywords["config"])
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def finish_rollout_batch(self) -> dict[str, float]:
+    def finish_rollout_batch(self) -> tuple[dict[str, float], list[TokenValues]]:
         """See `SDPOTrainingWorker.finish_rollout_batch`."""
-        metrics: dict[str, float] = self.actor.finish_rollout_batch()
-        return metrics
+        found: tuple[dict[str, float], list[TokenValues]] = self.actor.finish_rollout_batch()
+        return found
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save_sdpo(self, folder: str) -> dict[str, int]:

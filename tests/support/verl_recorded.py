@@ -21,6 +21,7 @@ from sdpo_plugins import SDPOConfig
 from sdpo_plugins.reprompt import build_teacher_contexts
 from sdpo_verl.jagged import nested
 from sdpo_verl.prompts import PromptStyle
+from sdpo_verl.records import FIELD
 from sdpo_verl.rollouts import rollouts_of, teacher_fields
 from verl_cpu.direct import direct_worker
 from verl_cpu.worker import open_gloo
@@ -39,6 +40,8 @@ class Case:
         tokens: Longest micro-batch in tokens, by verl's dynamic cut; None: by rows.
         other_teacher: Whether the teacher has other weights than the student.
         inactive_last: Whether the last rank gets inactive rows only; else rows are spread as verl does.
+        epochs: Over the batch.
+        records: Whether every row's token values are recorded, under its place in the batch.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -47,6 +50,8 @@ class Case:
     tokens: int | None = None
     other_teacher: bool = False
     inactive_last: bool = False
+    epochs: int = 1
+    records: bool = False
 
     @property
     def config(self) -> SDPOConfig:
@@ -64,7 +69,7 @@ def steps(cases: Mapping[str, Case], student: str, teacher: str) -> dict[str, di
 
     Returns:
         By name: what verl reports as `loss` and `grad_norm`, all `metrics`, the whole `gradients` as the optimizer got
-        them, this rank's `active` rows and `micro_batches`.
+        them, this rank's `active` rows and `micro_batches`, and its recorded `tokens`.
     """
     open_gloo()
     engines: dict[str, Any] = {}
@@ -131,6 +136,8 @@ def _step(case: Case, worker: Any, actor: Any, student: str, teacher: str) -> di
     _load(module, student)
     data = fields_of(case.config)
     whole = len(data)
+    if case.records:
+        data[FIELD] = torch.arange(whole)
     part = tu.chunk_tensordict(tu.index_select_tensor_dict(data, _order(data, world, case.inactive_last)), world)[rank]
     active = part["sdpo_active"].clone()
     dynamic: dict[str, Any] = {}
@@ -139,6 +146,7 @@ def _step(case: Case, worker: Any, actor: Any, student: str, teacher: str) -> di
     tu.assign_non_tensor(
         part,
         mini_batch_size=whole,
+        epochs=case.epochs,
         global_batch_size=whole,
         temperature=recorded().temperature,
         calculate_entropy=False,
@@ -149,10 +157,12 @@ def _step(case: Case, worker: Any, actor: Any, student: str, teacher: str) -> di
     with _watched(worker.engine) as seen:
         output = worker.train_mini_batch(part)
     metrics = dict(tu.get(output, "metrics"))
+    found, tokens = worker.finish_rollout_batch()
     return {
         "loss": metrics["loss"][0],
         "grad_norm": metrics["grad_norm"][0],
-        "metrics": worker.finish_rollout_batch(),
+        "metrics": found,
+        "tokens": tokens,
         "active": active,
         **seen,
     }

@@ -19,6 +19,7 @@ import torch
 from row_records import VARIABLE
 
 from sdpo_plugins.embedded import checkpoint_path
+from sdpo_plugins.records import RunRecords, read_run
 from verl_cpu.run import base_overrides, run
 
 __all__ = [
@@ -62,6 +63,15 @@ class Run:
     def checkpoint(self, step: int) -> Path:
         """Return the folder of a checkpoint."""
         return self.folder / "checkpoints" / f"global_step_{step}"
+
+    def records(self) -> RunRecords:
+        """Return the run's records, which must hold together by themselves."""
+        records = read_run(self.folder / "checkpoints")
+        assert records.problems == ()
+        for rollout in records.rollouts:
+            # Whatever is learnt from has its values, and nothing else has.
+            assert (rollout.tokens is not None) is rollout.line["active"], rollout.line
+        return records
 
 
 def overrides(folder: Path, steps: int, *more: str, ranks: int = 1, **options: Any) -> list[str]:
@@ -202,6 +212,7 @@ def _environment(folder: Path) -> dict[str, str]:
     paths = [str(root), str(root / "adapters"), str(HERE.parent / "support"), str(HERE)]
     return {
         VARIABLE: str(folder / "rows"),
+        "TENSORBOARD_DIR": str(folder / "tensorboard"),
         "PYTHONPATH": os.pathsep.join(filter(None, [*paths, os.environ.get("PYTHONPATH", "")])),
     }
 

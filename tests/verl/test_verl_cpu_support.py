@@ -270,7 +270,8 @@ def test_the_recipe_is_accepted_and_trains_as_its_settings_say() -> None:
 @pytest.mark.parametrize("method", demo.METHODS)
 def test_the_demo_runs_by_its_settings(tmp_path: Path, method: str) -> None:
     settings = replace(run_settings("facts", method), steps=3)  # type: ignore[arg-type]
-    given = demo.overrides(settings, tmp_path, ranks=2, seed=5)
+    kept = tmp_path / "the demo's" / "records"
+    given = demo.overrides(settings, tmp_path, ranks=2, seed=5, records=kept)
     with initialize_config_module("verl.trainer.config", version_base=None):
         config = compose("ppo_trainer", overrides=given)
     rollout, actor = config.actor_rollout_ref.rollout, config.actor_rollout_ref.actor
@@ -287,6 +288,7 @@ def test_the_demo_runs_by_its_settings(tmp_path: Path, method: str) -> None:
         options = sdpo_config_of(config).to_mapping()
         assert config.trainer.v1.trainer_mode == "sdpo"
         assert {name: options[name] for name in settings.sdpo} == dict(settings.sdpo)
+        assert options["record_dir"] == str(kept)
     with pytest.raises(ValueError, match="'linear'"):
         demo.overrides(replace(settings, lr_scheduler_type="linear"), tmp_path, ranks=1, seed=0)
 

@@ -61,7 +61,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     with killed(folder, arguments(folder), KILLED) as ended:
         checkpoints = folder / "checkpoints"
         latest = (checkpoints / "latest_checkpointed_iteration.txt").read_text(encoding="utf-8")
-        saved = sorted(entry.name for entry in checkpoints.iterdir() if entry.is_dir())
+        saved = sorted(entry.name for entry in checkpoints.glob("global_step_*"))
         resumed = trained(folder, arguments(folder))
         broken, report = ended()
     return Story(whole, broken, report, latest, saved, resumed)
@@ -183,3 +183,42 @@ def test_validation_runs_beside_training(story: Story) -> None:
     assert [step for step, found in story.straight.metrics.items() if names[0] in found] == [SAVED, STEPS]
     assert 0.0 <= story.straight.metrics[STEPS][names[0]] <= 1.0
     assert story.straight.metrics[STEPS][names[1]] == 2
+
+
+def test_records_after_resuming_are_those_of_the_whole_run(story: Story) -> None:
+    straight, resumed = story.straight.records(), story.resumed.records()
+    assert [[header["step"] for header in records.headers] for records in (straight, resumed)] == [[0], [0, SAVED]]
+    for records in (straight, resumed):
+        assert {header["ranks"] for header in records.headers} == {2}
+        assert records.end is not None and records.end["step"] == STEPS
+        assert [step.step for step in records.steps] == list(range(1, STEPS + 1))
+        rows = QUESTIONS * ROLLOUTS
+        assert any(text.startswith(f"{rows} of {rows} prompts are not what") for _, text in records.warnings)
+    for step, other in zip(straight.steps, resumed.steps, strict=True):
+        assert step.metrics == pytest.approx(story.straight.metrics[step.step])
+        assert comparable(dict(other.metrics)) == pytest.approx(comparable(dict(step.metrics)), abs=1e-6)
+    assert len(straight.rollouts) == STEPS * 4
+    for one, other in zip(straight.rollouts, resumed.rollouts, strict=True):
+        assert other.line == one.line
+        assert (other.tokens is None) == (one.tokens is None)
+        if one.tokens is not None and other.tokens is not None:
+            assert (other.tokens["ids"], other.tokens["mask"]) == (one.tokens["ids"], one.tokens["mask"])
+            for name in ("student", "teacher", "divergence", "entropy"):
+                assert other.tokens[name] == pytest.approx(one.tokens[name], abs=3e-5)
+
+
+def test_recorded_rollouts_are_answers_of_both_ranks(story: Story) -> None:
+    halves = set()
+    for rollout in story.straight.records().rollouts:
+        at = rollout.line["row"]
+        row = story.straight.rows(rollout.step)[at]
+        assert not row["is_padding"] and row["key"].rsplit("_", 2)[1:] != ["0", "0"]
+        assert rollout.line["active"] == bool(row["sdpo_active"])
+        if rollout.tokens is not None:
+            assert rollout.tokens["ids"] == row["responses"]
+            halves.add(at // (ROWS // 2))
+        index = rollout.line["demonstration_index"]
+        if index is not None:
+            demonstration = story.straight.rows(rollout.step)[index]
+            assert demonstration["uid"] == row["uid"] and demonstration["sdpo_success"]
+    assert halves == {0, 1}

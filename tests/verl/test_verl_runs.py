@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import agents
 import pytest
 import reward_model
 import torch
 from runs import QUESTIONS, ROLLOUTS, Run, agent_loop, checkpoint_tensors, decode, overrides, trained
-from transformers import AutoModelForCausalLM
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sdpo_plugins.embedded import checkpoint_path
+from sdpo_plugins.records import RunRecords
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +24,7 @@ ACTOR, MODEL, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.model", "a
 
 # A tool between two answers; importance weights; a reference beside an EMA teacher; micro-batches.
 
-KL_COEFFICIENT, STEPS_WITH_TOOLS = 0.5, 3
+KL_COEFFICIENT, STEPS_WITH_TOOLS, PICTURE_EVERY = 0.5, 3, 2
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,9 @@ def tools(tmp_path_factory: pytest.TempPathFactory) -> Run:
             f"{ACTOR}.kl_loss_type=low_var_kl",
             "algorithm.rollout_correction.rollout_is=token",
             "algorithm.rollout_correction.rollout_is_threshold=2.0",
+            'trainer.logger=["console","file","tensorboard"]',
             teacher="ema",
+            record_picture_every=PICTURE_EVERY,
         ),
     )
 
@@ -87,6 +92,48 @@ def test_importance_weights_scale_the_distillation_and_the_reference_holds_the_p
     assert kl[0] == pytest.approx(0.0, abs=1e-6)
     assert min(kl[1:]) > 1e-5
     assert tools.metrics[STEPS_WITH_TOOLS]["teacher/updates"] == STEPS_WITH_TOOLS
+
+
+def check_records(run: Run, steps: int) -> RunRecords:
+    """Compare a run's records with what verl logged, and with the rows that the workers were given."""
+    records = run.records()
+    assert records.end is not None and records.end["step"] == steps and records.end["reason"] == "finished"
+    assert [step.step for step in records.steps] == list(range(1, steps + 1))
+    for step in records.steps:
+        assert step.metrics == pytest.approx(run.metrics[step.step])
+    assert len(records.rollouts) == steps * 4
+    for rollout in records.rollouts:
+        row = run.rows(rollout.step)[rollout.line["row"]]
+        assert rollout.id == (rollout.step - 1) * 2**20 + rollout.line["row"]
+        assert rollout.line["active"] == bool(row["sdpo_active"])
+        assert rollout.line["success"] == bool(row["sdpo_success"])
+        assert rollout.line["reward"] == sum(row["rm_scores"])
+        assert rollout.line["response_tokens"] == len(row["responses"])
+        if rollout.tokens is not None:
+            assert (rollout.tokens["ids"], rollout.tokens["mask"]) == (row["responses"], row["response_mask"])
+    return records
+
+
+def test_the_records_student_is_verls(tools: Run) -> None:
+    for rollout in check_records(tools, STEPS_WITH_TOOLS).rollouts:
+        if rollout.tokens is None:
+            continue
+        # One optimizer step a batch: at its beginning the actor is what verl's own pass has seen.
+        row = tools.rows(rollout.step)[rollout.line["row"]]
+        for ours, theirs, kept in zip(
+            rollout.tokens["student"], row["old_log_probs"], row["response_mask"], strict=True
+        ):
+            assert (ours is not None) == bool(kept)
+            assert ours is None or ours == pytest.approx(theirs, abs=1e-4)
+
+
+def test_every_second_batch_gives_the_loggers_a_picture(tools: Run) -> None:
+    events = EventAccumulator(str(tools.folder / "tensorboard"), size_guidance={"images": 0}).Reload()
+    pictures = events.Images("sdpo/tokens")
+    assert [picture.step for picture in pictures] == [1, 1 + PICTURE_EVERY]
+    assert all(picture.width == 900 and picture.height > 100 for picture in pictures)
+    scalars = events.Scalars("self_distillation/divergence")
+    assert [one.step for one in scalars] == list(range(1, STEPS_WITH_TOOLS + 1))
 
 
 # LoRA adapters with a teacher of adapters, and GRPO's share of the objective.
@@ -177,6 +224,17 @@ def test_the_hybrid_loss_is_the_weighted_sum(adapters: Run) -> None:
         assert found["actor/loss"] == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
+def test_records_of_adapters_and_of_the_hybrid(adapters: Run) -> None:
+    records = check_records(adapters, STEPS_WITH_ADAPTERS)
+    assert records.config["grpo_weight"] == GRPO_WEIGHT
+    known = [rollout for rollout in records.rollouts if rollout.tokens is not None]
+    assert known
+    for rollout in known:
+        row = adapters.rows(rollout.step)[rollout.line["row"]]
+        assert rollout.tokens["student"] == pytest.approx(row["old_log_probs"], abs=1e-4)
+        assert rollout.line["feedback_used"] is (rollout.line["demonstration_index"] is None)
+
+
 # Nobody succeeds and nobody says why; rewards from a manager beside the actor, as of a colocated reward model.
 
 LAST = agents.BARREN_BATCHES + 1
@@ -231,3 +289,51 @@ def test_feedback_beside_a_colocated_reward_model_reaches_the_teacher(barren: Ru
     assert found["actor/grad_norm"] > 0
     for row in barren.rows(LAST):
         assert "Wrong, whatever the atomic number of " in decode(row["teacher_input_ids"])
+
+
+def test_records_tell_the_whole_story(barren: Run) -> None:
+    records = check_records(barren, LAST)
+    ((step, text),) = records.warnings
+    assert step == agents.BARREN_BATCHES
+    assert text.startswith("No rollout has succeeded for 5 rollout batches in a row")
+    for rollout in records.rollouts:
+        assert rollout.line["active"] is (rollout.step == LAST)
+        assert (rollout.line["feedback"] is None) is (rollout.step < LAST)
+        assert (rollout.line["teacher_prompt"] is None) is (rollout.step < LAST)
+
+
+def test_token_values_follow_from_the_recorded_prompts_and_the_checkpoint(barren: Run) -> None:
+    # Until now nothing was learnt: student and teacher are the checkpoint, before different prompts.
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint_path())
+    model = AutoModelForCausalLM.from_pretrained(checkpoint_path(), dtype=torch.float64)
+
+    @torch.no_grad()
+    def log_probs(messages: Any, response: list[int]) -> torch.Tensor:
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        logits: torch.Tensor = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
+        return logits.log_softmax(-1)
+
+    rollouts = [rollout for rollout in barren.records().rollouts if rollout.step == LAST]
+    assert len(rollouts) == 4
+    for rollout in rollouts:
+        tokens, ids = rollout.tokens, rollout.tokens["ids"]
+        taught = [
+            {"role": turn["role"], "content": "".join(part["text"] for part in turn["parts"])}
+            for turn in rollout.line["teacher_prompt"]
+        ]
+        p, q = log_probs(rollout.line["prompt"], ids), log_probs(taught, ids)
+        at = torch.tensor(ids)[:, None]
+        expected = {
+            "student": p.gather(-1, at)[:, 0],
+            "teacher": q.gather(-1, at)[:, 0],
+            "entropy": -(p.exp() * p).sum(-1),
+        }
+        for name, values in expected.items():
+            assert tokens[name] == pytest.approx(values.tolist(), abs=1e-4), name
+        assert max(tokens["divergence"]) > 1e-2
+        pieces = tokens["pieces"]
+        assert "".join(pieces[str(token)] for token in ids) == tokenizer.decode(ids)
+        for top, distribution in ((tokens["student_top"], p), (tokens["teacher_top"], q)):
+            found = [[token for token, _ in row] for row in top]
+            assert found == distribution.topk(5).indices.tolist()
+            assert all(str(token) in pieces for row in found for token in row)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import sys
 import tempfile
 import threading
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def overrides(settings: RunSettings, folder: Path, *, ranks: int, seed: int) -> list[str]:
+def overrides(settings: RunSettings, folder: Path, *, ranks: int, seed: int, records: Path | None = None) -> list[str]:
     """Return the Hydra overrides of one run.
 
     Args:
@@ -79,6 +80,7 @@ def overrides(settings: RunSettings, folder: Path, *, ranks: int, seed: int) -> 
         folder: For the task's parquet files.
         ranks: Number of FSDP2 ranks.
         seed: Of sampling and data order.
+        records: Folder of SDPO's records, which outlives `folder`; None: they go with the checkpoints.
 
     Raises:
         ValueError: A learning rate that is not constant, for which verl would need a schedule of its own.
@@ -93,6 +95,8 @@ def overrides(settings: RunSettings, folder: Path, *, ranks: int, seed: int) -> 
             "+sdpo=default",
             *(f"++{actor}.self_distillation.{name}={_hydra(value)}" for name, value in settings.sdpo.items()),
         ]
+        if records is not None:
+            sdpo.append(f"++{actor}.self_distillation.record_dir={json.dumps(str(records), ensure_ascii=False)}")
     return [
         *base_overrides(settings.task, folder, ranks=ranks),
         f"trainer.total_training_steps={settings.steps}",
@@ -157,7 +161,8 @@ def result(settings: RunSettings, metrics: Mapping[int, Mapping[str, float]], se
 def _train(settings: Sequence[RunSettings], seed: int, ranks: int, output: Path) -> list[Run]:
     def train(one: RunSettings, *, log: Path, on_step: OnStep, stop: threading.Event) -> Run:
         with tempfile.TemporaryDirectory() as folder:
-            given = overrides(one, Path(folder), ranks=ranks, seed=seed)
+            records = output.absolute() / one.method / "records"
+            given = overrides(one, Path(folder), ranks=ranks, seed=seed, records=records)
             return result(one, run(given, _TIME_LIMIT, log=log, on_step=on_step, stop=stop), seed)
 
     return train_side_by_side(
