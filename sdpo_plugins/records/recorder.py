@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -69,10 +68,12 @@ class RunRecorder:
         self._files: dict[str, BoundedLines] = {}
         self._stopped = False
 
-    def start(self, *, host: str, host_version: str, model: str, step: int, ranks: int) -> None:
+    def start(
+        self, *, host: str, host_version: str, model: str, step: int, ranks: int, writers: int | None = None
+    ) -> None:
         """Say that a run begins, or goes on from a checkpoint: what was recorded after that step no longer counts.
 
-        Every rank calls this.
+        Every process that records calls this.
 
         Args:
             host: "trl", "verl" or "openrlhf".
@@ -80,11 +81,12 @@ class RunRecorder:
             model: Its name or path.
             step: Steps that are done already; 0 for a new run.
             ranks: Processes that train.
+            writers: Processes that record; None: all of these.
         """
         # A new run in the folder of an old one: the old lines would only be superseded, and take room.
         self._try(self._remove_old if step == 0 else lambda: None)
         if self._rank == 0:
-            self._try(lambda: self._end_of_other_ranks(ranks, step))
+            self._try(lambda: self._end_of_other_ranks(ranks if writers is None else writers, step))
         if self._rank == 0:
             self._write(
                 "steps",
@@ -110,7 +112,7 @@ class RunRecorder:
 
         Args:
             step: The host's number of the step.
-            metrics: Numbers by name; what is no number is left out.
+            metrics: Numbers by name; what is no number is left out, and one that is not finite is null in the file.
         """
         numbers = {name: float(value) for name, value in metrics.items() if _is_number(value)}
         if numbers and self._rank == 0:
@@ -145,10 +147,10 @@ class RunRecorder:
         for name in names:
             (self.folder / name).unlink(missing_ok=True)
 
-    def _end_of_other_ranks(self, ranks: int, step: int) -> None:
+    def _end_of_other_ranks(self, writers: int, step: int) -> None:
         """See to the files of ranks that the last start had and this one has not: nobody else would."""
         for path in self.folder.glob("rollouts-*.jsonl"):
-            if int(path.stem.split("-")[1]) < ranks:
+            if int(path.stem.split("-")[1]) < writers:
                 continue
             if step == 0:
                 path.unlink()
@@ -169,10 +171,10 @@ class RunRecorder:
 
 
 def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or value is None:
+    if isinstance(value, (bool, str)) or value is None:
         return False
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return False
-    return isinstance(number, float) and not math.isnan(number)
+    if isinstance(value, (int, float)):
+        return True
+    # Of torch and numpy; a whole array has no one value.
+    count = getattr(value, "numel", None)
+    return bool((count() if callable(count) else getattr(value, "size", None)) == 1)

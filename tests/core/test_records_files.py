@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 
+import numpy
 import pytest
+import torch
 
 from sdpo_plugins import SDPOConfig
 from sdpo_plugins.records import BoundedLines, RunRecorder, read_lines, read_run
@@ -184,11 +186,20 @@ def test_a_folder_that_cannot_be_written_stops_the_recording_with_one_warning(tm
 def test_only_numbers_are_metrics(tmp_path):
     recorder = RunRecorder(tmp_path, SDPOConfig())
     recorder.start(host="trl", host_version="1", model="m", step=0, ranks=1)
-    recorder.metrics(1, {"loss": 0.25, "count": 3, "name": "text", "flag": True, "nan": float("nan"), "none": None})
+    given = {"loss": 0.25, "count": 3, "name": "text", "flag": True, "nan": float("nan"), "none": None, "list": [1]}
+    arrays = {"scalar": torch.tensor(0.5), "vector": torch.ones(2), "numpy": numpy.float32(2), "array": numpy.ones(3)}
+    recorder.metrics(1, {**given, **arrays})
     recorder.metrics(1, {"more": 1})
     run = read_run(tmp_path)
     assert len(run.steps) == 1
-    assert run.steps[0].metrics == {"loss": 0.25, "count": 3.0, "more": 1.0}
+    assert run.steps[0].metrics == {
+        "loss": 0.25,
+        "count": 3.0,
+        "nan": None,
+        "scalar": 0.5,
+        "numpy": 2.0,
+        "more": 1.0,
+    }
 
 
 def _rollout(step, rank, response):

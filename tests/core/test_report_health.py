@@ -233,3 +233,10 @@ def test_a_run_without_metrics_of_ours_is_judged_by_its_rollouts(made):
 def test_records_survive_being_read_from_their_own_folder(tmp_path: Path):
     folder = make_run(tmp_path / "run", steps=6, tokens=12)
     assert findings(read_run(folder)) == findings(read_run(folder / "records"))
+
+
+def test_a_student_that_knows_everything_need_not_explore(made):
+    run = made("entropy_collapse")
+    mastered = with_metrics(run, "self_distillation/success_rollout_fraction", [0.97] * len(run.steps))
+    assert found_in(mastered)["entropy"].level == "ok"
+    assert found_in(run)["entropy"].level == "warning"

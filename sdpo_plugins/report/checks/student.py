@@ -13,6 +13,7 @@ _FALL = 0.05
 _OFTEN_CUT = 0.5
 _SOMETIMES_CUT = 0.1
 _LOW_ENTROPY = 0.05
+_MASTERED = 0.9
 _NO_SPREAD = 0.9
 
 
@@ -132,7 +133,12 @@ def entropy(facts: Facts) -> Iterator[Finding]:
     if trend is None:
         return
     course = f"{trend.early:.2f} nats at the beginning, {trend.late:.2f} at the end"
-    if trend.early > _LOW_ENTROPY > trend.late and trend.late < 0.25 * trend.early:
+    accuracy = facts.trend("accuracy")
+    if accuracy is not None and accuracy.late >= _MASTERED and trend.late <= _LOW_ENTROPY:
+        # What is known needs no exploring.
+        text = f"Its entropy was {course}, and {percent(accuracy.late)} of its answers are right."
+        yield Finding("entropy", "ok", "The student is sure, and right", text)
+    elif trend.early > _LOW_ENTROPY > trend.late and trend.late < 0.25 * trend.early:
         yield Finding(
             "entropy",
             "warning",
