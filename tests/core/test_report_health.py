@@ -240,3 +240,12 @@ def test_a_student_that_knows_everything_need_not_explore(made):
     mastered = with_metrics(run, "self_distillation/success_rollout_fraction", [0.97] * len(run.steps))
     assert found_in(mastered)["entropy"].level == "ok"
     assert found_in(run)["entropy"].level == "warning"
+
+
+@pytest.mark.parametrize("name", ["loss", "actor/grad_norm"])
+def test_a_loss_that_is_no_number_is_bad(made, name):
+    run = made(None)
+    values = [None if number == 3 else 0.1 for number in range(len(run.steps))]
+    found = found_in(with_metrics(run, name, values))["finite"]
+    assert found.level == "bad"
+    assert f"step {run.steps[3].step}" in found.text

@@ -10,6 +10,7 @@ __all__ = ["RUN"]
 
 # A step may take many minutes, but hardly ever this many seconds.
 _SILENCE = 1800.0
+_MUST_BE_FINITE = ("loss", "policy_loss", "pg_loss", "grad_norm", "actor_grad_norm")
 
 
 def beginning(facts: Facts) -> Iterator[Finding]:
@@ -62,6 +63,25 @@ def ending(facts: Facts) -> Iterator[Finding]:
     )
 
 
+def finite(facts: Facts) -> Iterator[Finding]:
+    """A loss or a gradient that is no number: from then on nothing is learnt."""
+    broken = [
+        (step.step, name)
+        for step in facts.run.steps
+        for name, value in step.metrics.items()
+        if value is None and name.rpartition("/")[2] in _MUST_BE_FINITE
+    ]
+    if broken:
+        steps, (first, name) = len({step for step, _ in broken}), broken[0]
+        yield Finding(
+            "finite",
+            "bad",
+            "The loss or its gradient was no number",
+            f"`{name}` was not finite at step {first}, and something was at {_count(steps, 'step')} in all.",
+            "Go back to a checkpoint before it, and lower the learning rate, or train in bfloat16 in place of float16.",
+        )
+
+
 def warnings(facts: Facts) -> Iterator[Finding]:
     """What the run warned of while it ran."""
     told: dict[str, list[int]] = {}
@@ -88,4 +108,4 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-RUN: tuple[Check, ...] = (beginning, ending, warnings, problems)
+RUN: tuple[Check, ...] = (beginning, ending, finite, warnings, problems)
