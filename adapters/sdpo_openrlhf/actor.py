@@ -14,6 +14,7 @@ from openrlhf.trainer.ray.ppo_actor import PolicyModelActor
 from sdpo_openrlhf.actor_trainer import SDPOActorTrainer
 from sdpo_openrlhf.checkpoint import STATE, load_sdpo, save_sdpo, saved_first, sdpo_state
 from sdpo_plugins.config import SDPOConfig
+from sdpo_plugins.records import TokenValues
 
 __all__ = ["SDPOPolicyModelActor"]
 
@@ -88,6 +89,10 @@ class SDPOPolicyModelActor(PolicyModelActor.__ray_actor_class__):
         save = partial(save_sdpo, self.trainer.sdpo.teacher, sharded=self._sharded)
         with saved_first(self.actor.model, save):
             super().save_checkpoint(tag, states, **kwargs)
+
+    def take_recorded(self) -> list[TokenValues]:
+        """Return the token values of the rows that this rank trained on last and that are recorded, and forget them."""
+        return self.trainer.sdpo.captured.take() if self._enabled else []
 
     @property
     def _sharded(self) -> bool:

@@ -11,6 +11,7 @@ import torch
 from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer
 from openrlhf.utils.loss_utils import get_loss_batch_info
 
+from sdpo_openrlhf.captured import Captured
 from sdpo_openrlhf.host_loss import HostLoss, host_loss_of, rollout_weights
 from sdpo_openrlhf.lora import merged_for_vllm
 from sdpo_openrlhf.step import MicroBatch, SDPOStep, StepResult
@@ -61,6 +62,7 @@ class SDPOActorTrainer(ActorPPOTrainer):
             packed=bool(self.args.ds.packing_samples),
             pad_token_id=int(self.tokenizer.pad_token_id),
             sums=RunningSums(),
+            captured=Captured(config),
         )
         self.replay_buffer = SDPOReplayBuffer(
             self.micro_train_batch_size,
@@ -85,6 +87,7 @@ class SDPOActorTrainer(ActorPPOTrainer):
             kl_ctl: Coefficient of the KL to the reference model.
         """
         self._windows.begin()
+        self.sdpo.captured.begin()
         status: dict[str, Any] = super().ppo_train(kl_ctl)
         self.rollout_batches += 1
         self._follow()
@@ -103,7 +106,7 @@ class SDPOActorTrainer(ActorPPOTrainer):
             step: Number of the micro-batch in this epoch.
             loss_batch_info: The host's normalisers; None with dynamic batches.
         """
-        prompts, active, success = taken_fields(experience.info, experience.sequences.device)
+        fields = taken_fields(experience.info, experience.sequences.device)
         buffer, dynamic = self.replay_buffer, self.args.train.dynamic_batch_enable
         if dynamic:
             # The host takes every micro-batch of a dynamic schedule for a whole accumulation. ZeRO-1 and 2 then keep
@@ -118,9 +121,10 @@ class SDPOActorTrainer(ActorPPOTrainer):
             sequences=experience.sequences,
             attention_mask=experience.attention_mask,
             action_mask=experience.action_mask,
-            teacher_prompts=prompts,
-            active=active,
-            success=success,
+            teacher_prompts=fields.teacher_prompts,
+            active=fields.active,
+            success=fields.success,
+            records=fields.records,
             known_log_probs=experience.action_log_probs,
             on_policy=self._on_policy,
             rollout_is_weights=rollout_weights(self.actor_loss_fn, experience),

@@ -14,6 +14,7 @@ from openrlhf.trainer.ppo_trainer import PPOTrainer
 from ray.util.queue import Queue
 
 from sdpo_openrlhf.experience import SDPOExperienceMaker
+from sdpo_openrlhf.recording import Recording
 from sdpo_openrlhf.samples import SDPOSamplesGenerator
 from sdpo_plugins.errors import ConfigError
 
@@ -24,9 +25,10 @@ HEALTH = "sdpo_health"
 
 
 class _SDPOTraining:
-    """What SDPO adds to the host's `BasePPOTrainer`, in front of which it stands: metrics, warnings, their state."""
+    """What SDPO adds to the host's `BasePPOTrainer`, in front of which it stands: metrics, warnings, records."""
 
     experience_maker: SDPOExperienceMaker
+    tensorboard_logger: Any
 
     def use_sdpo(self) -> None:
         """Put SDPO's experience maker in the place of the host's, which holds nothing yet."""
@@ -49,7 +51,10 @@ class _SDPOTraining:
             global_step: Steps so far.
         """
         host: Any = super()
+        if self._recording is not None:
+            self._recording.step = global_step + 1
         status, global_step = host.train_step(rollout_samples, global_step)
+        self._record_tokens()
         maker = self.experience_maker
         status.update(maker.sdpo_metrics)
         # The policy is not trained while `--critic.freezing_steps` lasts.
@@ -67,6 +72,9 @@ class _SDPOTraining:
             client_states: The host's entries of the checkpoint.
         """
         host: Any = super()
+        if self._recording is not None:
+            self._recording.pictures.log(self.tensorboard_logger, global_step)
+            self._recording.metrics(global_step, logs_dict or {})
         host.save_logs_and_checkpoints(global_step, logs_dict, self._with_health(client_states))
 
     def save_best_checkpoint(self, eval_metrics: Any, global_step: int, client_states: Any = None) -> None:
@@ -78,16 +86,47 @@ class _SDPOTraining:
             client_states: The host's entries of the checkpoint.
         """
         host: Any = super()
+        if self._recording is not None:
+            # The host calls this after each evaluation, the best or not; its loggers put this in front of the names.
+            found = {f"eval/{name}": value for name, value in (eval_metrics or {}).items()}
+            self._recording.metrics(global_step, found)
         host.save_best_checkpoint(eval_metrics, global_step, self._with_health(client_states))
 
     def init_checkpoint_states(self) -> dict[str, Any]:
-        """Return the host's entries of the checkpoint to resume from, and take up what had been warned of."""
+        """Return the host's entries of the checkpoint to resume from, take up what had been warned of, and record."""
         host: Any = super()
         states: dict[str, Any] = host.init_checkpoint_states()
         # A checkpoint without SDPO's part is refused by the policy actors, unless SDPO is off.
         if HEALTH in states:
             self.experience_maker.health.load_state_dict(states[HEALTH])
+        self._start_recording(int(states["global_step"]))
         return states
+
+    def fit(self, *args: Any, **kwargs: Any) -> None:
+        """Train as the host does; a run that comes to its end says so in its records."""
+        host: Any = super()
+        host.fit(*args, **kwargs)
+        if self._recording is not None:
+            self._recording.end()
+
+    @property
+    def _recording(self) -> Recording | None:
+        return self.experience_maker.recording
+
+    def _start_recording(self, step: int) -> None:
+        host: Any = self
+        maker = self.experience_maker
+        if maker.sdpo_config.record:
+            maker.recording = Recording(
+                host.args, maker.sdpo_config, host.tokenizer, lambda message: maker.warn([message]), step=step
+            )
+
+    def _record_tokens(self) -> None:
+        host: Any = self
+        config = self.experience_maker.sdpo_config
+        if self._recording is not None and config.enabled and config.record_rollouts:
+            found = ray.get(host.actor_model_group.async_run_method(method_name="take_recorded"))
+            self._recording.tokens(values for of_rank in found for values in of_rank)
 
     def _with_health(self, client_states: dict[str, Any] | None) -> dict[str, Any]:
         # Not a copy: the host writes into these, and reads it later.

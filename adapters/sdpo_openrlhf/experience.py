@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
-from torch import Tensor
 
-from sdpo_openrlhf.feedback import shortened
-from sdpo_openrlhf.fields import ACTIVE, FEEDBACK, SUCCESS, TEACHER_PROMPT
+from sdpo_openrlhf.fields import ACTIVE, FEEDBACK, RECORD, SUCCESS, TEACHER_PROMPT
 from sdpo_openrlhf.prompts import PromptStyle, prompt_style
+from sdpo_openrlhf.recording import Recording, RowToRecord
+from sdpo_openrlhf.rollouts import rollouts_of, sample_of, samples_of
 from sdpo_plugins.config import SDPOConfig
-from sdpo_plugins.errors import DataError, HostError
 from sdpo_plugins.health import HealthMonitor
 from sdpo_plugins.plugins import build_reprompter, extra_metrics
-from sdpo_plugins.reprompt import EncodedContexts, decode_responses, encode_contexts, is_success, thinking_opened
-from sdpo_plugins.types import Rollout
+from sdpo_plugins.records import NOT_RECORDED
+from sdpo_plugins.reprompt import EncodedContexts, decode_responses, encode_contexts, is_success
+from sdpo_plugins.types import Rollout, TeacherContext
 
-__all__ = ["SDPOExperienceMaker", "Sample", "attach", "rollouts_of", "samples_of"]
+__all__ = ["SDPOExperienceMaker", "attach"]
 
 _CUT_PROMPTS = (
     "{} of {} prompts are longer than `--data.max_len` less `--rollout.max_new_tokens`, and OpenRLHF cut their "
@@ -37,29 +35,6 @@ _OTHER_PROMPTS = (
 )
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One sampled answer as the host holds it, without padding.
-
-    Args:
-        prompt: The host's text of the prompt.
-        prompt_ids: What the student read before its answer.
-        response_ids: Everything from the first token it sampled on, an environment's turns included.
-        action_tokens: How many of these it sampled.
-        reward: Before length penalties and shaping.
-        feedback: "" for none.
-        values: The numbers in the host's `info`, by name.
-    """
-
-    prompt: str
-    prompt_ids: list[int]
-    response_ids: list[int]
-    action_tokens: int
-    reward: float
-    feedback: str
-    values: Mapping[str, float]
-
-
 class SDPOExperienceMaker(RemoteExperienceMaker):
     """Puts teacher prompts, and which rows are active and succeeded, into each experience's `info`."""
 
@@ -68,6 +43,7 @@ class SDPOExperienceMaker(RemoteExperienceMaker):
         self.sdpo_config = SDPOConfig.from_mapping(self.args.sdpo)
         self.health = HealthMonitor()
         self.sdpo_metrics: dict[str, float] = {}
+        self.recording: Recording | None = None
         self._told: set[str] = set()
 
     @cached_property
@@ -89,14 +65,17 @@ class SDPOExperienceMaker(RemoteExperienceMaker):
         if self.sdpo_config.enabled:
             self.teach(experiences)
         else:
+            self.record(experiences)
             for experience in experiences:
                 del experience.info[FEEDBACK]
         return experiences
 
     def warn(self, messages: Sequence[str]) -> None:
-        """Print what the user should know."""
+        """Print what the user should know, and record it."""
         for message in messages:
             print(f"SDPO: {message}", flush=True)
+        if self.recording is not None:
+            self.recording.warnings(messages)
 
     def teach(self, experiences: Sequence[Experience]) -> None:
         """Put SDPO's entries into each `info`, in the place of the feedback; note metrics, and warn.
@@ -109,7 +88,13 @@ class SDPOExperienceMaker(RemoteExperienceMaker):
         rollouts = rollouts_of(samples, style, self.tokenizer, config, self.args.rollout.n_samples_per_prompt)
         contexts = self._reprompter(rollouts)
         encoded = encode_contexts(contexts, self.tokenizer, config, render=style.render(config), skip_inactive=True)
-        attach(experiences, rollouts, encoded, config, self.tokenizer.pad_token_id)
+        records: dict[int, int] = {}
+        if self.recording is not None:
+            chosen = self.recording.chosen([row for row, sample in enumerate(samples) if sample.action_tokens])
+            made = zip(samples, rollouts, contexts.contexts, encoded.contexts, strict=True)
+            given = [RowToRecord(row, *parts) for row, parts in enumerate(made)]
+            records = self.recording.rollouts(given[row] for row in chosen)
+        attach(experiences, rollouts, encoded, config, self.tokenizer.pad_token_id, records)
         self.sdpo_metrics = {**contexts.metrics, **encoded.metrics, **extra_metrics(config, rollouts, contexts)}
         answered = [sample for sample in samples if sample.action_tokens]
         cut, other = style.unlike([row.prompt for row in answered], [row.prompt_ids for row in answered])
@@ -120,56 +105,25 @@ class SDPOExperienceMaker(RemoteExperienceMaker):
         length = sum(sample.action_tokens for sample in answered) / max(1, len(answered))
         self.warn(self.health.batch(self.sdpo_metrics, length))
 
+    def record(self, experiences: Sequence[Experience]) -> None:
+        """Record rollouts of the host's own algorithm, for which what SDPO needs may be missing or wrong.
 
-def samples_of(experiences: Sequence[Experience]) -> list[Sample]:
-    """Return the rows of micro-batches in the order in which they were sampled: a question's answers one by one.
-
-    Args:
-        experiences: With the host's `index` of each row.
-
-    Raises:
-        DataError: A reward is not finite, or some rows lack a value that others have.
-    """
-    found: dict[int, Sample] = {}
-    for experience in experiences:
-        for row, index in enumerate(experience.index):
-            found[index] = _sample(experience, row)
-    return [found[index] for index in sorted(found)]
-
-
-def rollouts_of(
-    samples: Sequence[Sample], style: PromptStyle, tokenizer: Any, config: SDPOConfig, group_size: int
-) -> list[Rollout]:
-    """Return one rollout for each sample.
-
-    Args:
-        samples: In the order in which they were sampled.
-        style: Knows the questions.
-        tokenizer: Only read.
-        config: The SDPO options.
-        group_size: Answers to one question (`--rollout.n_samples_per_prompt`).
-
-    Raises:
-        DataError: A prompt is not known.
-        HostError: Groups are not complete, or hold answers to different questions.
-    """
-    _check_groups(samples, group_size)
-    texts = decode_responses(tokenizer, (sample.response_ids for sample in samples), config.thinking_tag)
-    opened = thinking_opened(tokenizer, [sample.prompt_ids for sample in samples], config.thinking_tag)
-    return [
-        Rollout(
-            group_id=at // group_size,
-            prompt=style.question(sample.prompt),
-            response=texts[at],
-            reward=sample.reward,
-            feedback=sample.feedback or None,
-            rewards=sample.values,
-            # Without a sampled token, because the prompt filled the context, it can neither teach nor learn.
-            is_padding=sample.action_tokens == 0,
-            thinking_opened=opened[at],
+        Args:
+            experiences: Judged.
+        """
+        if self.recording is None:
+            return
+        places = {at: (experience, row) for experience in experiences for row, at in enumerate(experience.index)}
+        answered = [at for at, (experience, row) in places.items() if bool(experience.action_mask[row].any())]
+        samples = {at: sample_of(*places[at]) for at in self.recording.chosen(sorted(answered))}
+        config, size = self.sdpo_config, self.args.rollout.n_samples_per_prompt
+        ids = (sample.response_ids for sample in samples.values())
+        texts = decode_responses(self.tokenizer, ids, config.thinking_tag)
+        nothing = TeacherContext("", active=False)
+        self.recording.rollouts(
+            RowToRecord(at, sample, sample.rollout(at // size, sample.prompt, text), nothing, None)
+            for (at, sample), text in zip(samples.items(), texts, strict=True)
         )
-        for at, sample in enumerate(samples)
-    ]
 
 
 def attach(
@@ -178,6 +132,7 @@ def attach(
     encoded: EncodedContexts,
     config: SDPOConfig,
     filler: int,
+    records: Mapping[int, int],
 ) -> None:
     """Put into each experience's `info` what the policy actors need, in the place of the feedback.
 
@@ -187,6 +142,7 @@ def attach(
         encoded: The teacher's prompts, in the same order.
         config: The SDPO options.
         filler: A token for inactive rows, which are not scored; they only need a prompt that could be.
+        records: By row, the id under which it is recorded; the others are not.
     """
     prompts = [torch.tensor(context.ids or [filler], dtype=torch.int64) for context in encoded.contexts]
     active = torch.tensor(encoded.self_distillation_mask)
@@ -197,57 +153,4 @@ def attach(
         experience.info[TEACHER_PROMPT] = [prompts[row] for row in rows]
         experience.info[ACTIVE] = active[rows]
         experience.info[SUCCESS] = success[rows]
-
-
-def _sample(experience: Experience, row: int) -> Sample:
-    ids = experience.sequences[row][experience.attention_mask[row].bool()].tolist()
-    # Place a of the mask stands for token a + 1.
-    sampled = experience.action_mask[row].nonzero().squeeze(1)
-    first = int(sampled[0]) + 1 if len(sampled) else len(ids)
-    reward = float(experience.rewards[row].flatten()[0])
-    if not math.isfinite(reward):
-        raise DataError(
-            f"The reward of the prompt {shortened(experience.prompts[row])} is {reward}: advantages and successes of "
-            "its whole group would be undefined. Look at the reward model."
-        )
-    return Sample(
-        prompt=experience.prompts[row],
-        prompt_ids=ids[:first],
-        response_ids=ids[first:],
-        action_tokens=len(sampled),
-        reward=reward,
-        feedback=experience.info[FEEDBACK][row],
-        values=_values(experience, row),
-    )
-
-
-def _values(experience: Experience, row: int) -> dict[str, float]:
-    rows = len(experience.sequences)
-    values = {}
-    for name, value in experience.info.items():
-        if not isinstance(value, Tensor):
-            continue
-        if len(value) != rows:
-            raise DataError(
-                f"Only {len(value)} of {rows} samples have the extra log {name!r}. A reward function or an agent must "
-                "give the same names in `extra_logs` for every response."
-            )
-        values[name] = float(value[row].flatten()[0])
-    return values
-
-
-def _check_groups(samples: Sequence[Sample], size: int) -> None:
-    if len(samples) % size:
-        raise HostError(
-            f"The batch holds {len(samples)} samples, which is no multiple of `--rollout.n_samples_per_prompt` "
-            f"({size}): SDPO cannot tell which of them answer the same question."
-        )
-    for start in range(0, len(samples), size):
-        prompts = {sample.prompt for sample in samples[start : start + size] if sample.action_tokens}
-        if len(prompts) > 1:
-            raise HostError(
-                f"Samples {start} to {start + size - 1} of the batch should answer the same question "
-                f"(`--rollout.n_samples_per_prompt` is {size}), but their prompts differ: "
-                f"{', '.join(shortened(prompt) for prompt in sorted(prompts)[:2])}. They would demonstrate for each "
-                "other. An `AgentExecutor` of your own must return as `prompt` the text that it was given."
-            )
+        experience.info[RECORD] = torch.tensor([records.get(row, NOT_RECORDED) for row in rows])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ACTIVE", "FEEDBACK", "OWN_FIELDS", "SUCCESS", "TEACHER_PROMPT"]
+__all__ = ["ACTIVE", "FEEDBACK", "OWN_FIELDS", "RECORD", "SUCCESS", "TEACHER_PROMPT"]
 
 FEEDBACK = "sdpo_feedback"
 """Texts, "" for none: from the sample generator to the experience maker."""
@@ -16,5 +16,8 @@ ACTIVE = "sdpo_active"
 SUCCESS = "sdpo_success"
 """1.0 where the rollout succeeded, `[B]`."""
 
-OWN_FIELDS = (TEACHER_PROMPT, ACTIVE, SUCCESS)
+RECORD = "sdpo_record"
+"""The id under which the rollout is recorded, or `NOT_RECORDED`, int64 `[B]`."""
+
+OWN_FIELDS = (TEACHER_PROMPT, ACTIVE, SUCCESS, RECORD)
 """What the experience maker gives to the actor; the host must not take them for metrics."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdpo_openrlhf.captured import Captured
 from sdpo_openrlhf.tokens import ActionTokens, PassInput, pass_input, student_rows, teacher_rows
 from sdpo_plugins.causal_lm import SplitModel
 from sdpo_plugins.config import SDPOConfig
@@ -33,6 +34,7 @@ class MicroBatch:
         teacher_prompts: Token ids of what the teacher reads before each response.
         active: Nonzero where the teacher knows more than the student, [B].
         success: Nonzero where the rollout succeeded, [B].
+        records: Id under which each rollout is recorded, or `NOT_RECORDED`, [B].
         known_log_probs: log π of the action tokens when the experience was made, [B, T − 1].
         on_policy: Whether the policy has not moved since then, so that no importance ratio is needed.
         rollout_is_weights: Of the action tokens, [B, T − 1]; None: 1.
@@ -46,6 +48,7 @@ class MicroBatch:
     teacher_prompts: list[Tensor]
     active: Tensor
     success: Tensor
+    records: Tensor
     known_log_probs: Tensor
     on_policy: bool
     rollout_is_weights: Tensor | None
@@ -84,6 +87,7 @@ class SDPOStep:
         packed: Whether rows lie end to end (`--ds.packing_samples`).
         pad_token_id: Pads rows otherwise.
         sums: Takes the sums of each micro-batch.
+        captured: Takes the token values of rows that are recorded.
     """
 
     config: SDPOConfig
@@ -96,6 +100,7 @@ class SDPOStep:
     packed: bool
     pad_token_id: int
     sums: RunningSums
+    captured: Captured
 
     def __call__(self, batch: MicroBatch, host: HostTerm | None) -> StepResult:
         """Run teacher and student, and return the loss with gradient.
@@ -172,6 +177,7 @@ class SDPOStep:
             host=host,
             temperature=self.temperature,
             place="row {} of the micro-batch, action token {}",
+            watch=self.captured.watch(batch.records, tokens.ids),
         )
 
     def _input(self, rows: list[Tensor], picked: Any, shift: Tensor) -> PassInput:

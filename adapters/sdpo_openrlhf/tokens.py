@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sdpo_openrlhf.fields import ACTIVE, OWN_FIELDS, SUCCESS, TEACHER_PROMPT
+from sdpo_openrlhf.fields import ACTIVE, OWN_FIELDS, RECORD, SUCCESS, TEACHER_PROMPT
 from sdpo_plugins.errors import DataError
 
-__all__ = ["ActionTokens", "PassInput", "pass_input", "student_rows", "taken_fields", "teacher_rows"]
+__all__ = ["ActionTokens", "PassInput", "RowFields", "pass_input", "student_rows", "taken_fields", "teacher_rows"]
 
 
 @dataclass(frozen=True)
@@ -193,15 +193,28 @@ def pass_input(
     return PassInput(arguments, starts, shift)
 
 
-def taken_fields(info: dict[str, Any], device: Any) -> tuple[list[Tensor], Tensor, Tensor]:
+class RowFields(NamedTuple):
+    """What the experience maker says of the rows of a micro-batch.
+
+    Args:
+        teacher_prompts: Token ids of what the teacher reads before each response.
+        active: 1.0 where the teacher knows more than the student, [B].
+        success: 1.0 where the rollout succeeded, [B].
+        records: Id under which each rollout is recorded, or `NOT_RECORDED`, int64 [B].
+    """
+
+    teacher_prompts: list[Tensor]
+    active: Tensor
+    success: Tensor
+    records: Tensor
+
+
+def taken_fields(info: dict[str, Any], device: Any) -> RowFields:
     """Take SDPO's fields out of an experience's `info`, where the host would log them as metrics.
 
     Args:
         info: Of a micro-batch; loses the fields of `OWN_FIELDS`.
         device: Where the values go.
-
-    Returns:
-        Teacher prompts (B tensors), active and success `[B]`.
 
     Raises:
         DataError: A field is missing: the experiences come from another experience maker.
@@ -213,5 +226,8 @@ def taken_fields(info: dict[str, Any], device: Any) -> tuple[list[Tensor], Tenso
             "training with `python -m sdpo_openrlhf.train`, which puts it in place."
         )
     prompts = [torch.as_tensor(prompt, device=device) for prompt in info.pop(TEACHER_PROMPT)]
-    flags = [torch.stack([torch.as_tensor(value) for value in info.pop(name)]) for name in (ACTIVE, SUCCESS)]
-    return prompts, flags[0].float().reshape(-1).to(device), flags[1].float().reshape(-1).to(device)
+    active, success, records = (
+        torch.stack([torch.as_tensor(value) for value in info.pop(name)]).reshape(-1).to(device)
+        for name in (ACTIVE, SUCCESS, RECORD)
+    )
+    return RowFields(prompts, active.float(), success.float(), records.long())

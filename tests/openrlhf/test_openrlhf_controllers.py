@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from openrlhf_cpu.run import RunFailed, base_arguments, run
+from sdpo_plugins.records import read_run
 
 pytestmark = pytest.mark.slow
 
@@ -142,6 +143,23 @@ def test_every_step_has_the_metrics_of_both_sides(resumed: tuple[Path, Run, Run]
             assert metrics["rollout/num_samples"] == QUESTIONS * ROLLOUTS
 
 
+def test_asynchronous_records_go_on_too(resumed: tuple[Path, Run, Run]) -> None:
+    folder, first, second = resumed
+    records = read_run(folder / "model")
+    assert [header["step"] for header in records.headers] == [0, STEPS]
+    assert records.end is not None and records.end["step"] == 2 * STEPS
+    # Evaluations stand among the metrics of the step before them, which may have been the first run's last one.
+    logged = {
+        step: first.metrics.get(step, {}) | second.metrics.get(step, {}) for step in first.metrics | second.metrics
+    }
+    assert {step.step: dict(step.metrics) for step in records.steps} == logged
+    assert records.series("eval/eval_sdpo_facts_pass1")[0]
+    assert [(step, f"SDPO: {text}".startswith(NOTHING_SUCCEEDED)) for step, text in records.warnings] == [(5, True)]
+    assert [rollout.step for rollout in records.rollouts] == [step for step in range(1, 2 * STEPS + 1) for _ in "four"]
+    for rollout in records.rollouts:
+        assert not rollout.line["active"] and rollout.line["teacher_prompt"] is None and rollout.tokens is None
+
+
 def training_steps(metrics: Mapping[int, dict[str, float]]) -> dict[int, dict[str, float]]:
     """Return the steps without evaluations."""
     return {step: found for step, found in metrics.items() if "policy_loss" in found}
@@ -169,6 +187,14 @@ def test_without_sdpo_the_hosts_algorithm_takes_the_same_reward_file(tmp_path: P
         assert not [name for name in metrics if name.startswith(("self_distillation/", "teacher/"))]
         assert metrics["rollout/num_samples"] == QUESTIONS * ROLLOUTS
     assert "SDPO:" not in found.printed
+    records = read_run(tmp_path / "model")
+    assert records.headers[0]["method"] == "grpo"
+    assert [rollout.step for rollout in records.rollouts] == [step for step in (1, 2, 3) for _ in "four"]
+    for rollout in records.rollouts:
+        assert rollout.line["prompt"].startswith("<|im_start|>user") and rollout.line["feedback"]
+        assert not rollout.line["active"] and rollout.tokens is None
+        assert rollout.line["rewards"]["acc"] == rollout.line["reward"]
+    assert {step.step: dict(step.metrics) for step in records.steps} == found.metrics
 
 
 def test_a_reward_function_that_fails_ends_the_run_and_says_so(tmp_path: Path) -> None:
@@ -178,3 +204,5 @@ def test_a_reward_function_that_fails_ends_the_run_and_says_so(tmp_path: Path) -
     assert not caught.value.timed_out
     last = caught.value.log[-3000:]
     assert "There is no reward for the prompt" in last and "Failed to fetch reward" in last
+    records = read_run(tmp_path / "model")
+    assert records.end is None and records.steps == ()

@@ -22,12 +22,15 @@ from torch.utils.data import DataLoader
 from openrlhf_direct import arguments
 from openrlhf_recorded import GROUP_SIZE, sampled, style
 from recorded import recorded, tokenizer
-from sdpo_openrlhf.experience import SDPOExperienceMaker, rollouts_of, samples_of
+from sdpo_openrlhf.experience import SDPOExperienceMaker
 from sdpo_openrlhf.fields import FEEDBACK, OWN_FIELDS
+from sdpo_openrlhf.recording import Recording
+from sdpo_openrlhf.rollouts import rollouts_of, samples_of
 from sdpo_openrlhf.tokens import taken_fields
 from sdpo_plugins import SDPOConfig
 from sdpo_plugins.embedded import checkpoint_path
 from sdpo_plugins.errors import DataError, HostError
+from sdpo_plugins.records import NOT_RECORDED, read_run, record_id
 from sdpo_plugins.reprompt import build_teacher_contexts, encode_contexts
 
 RANKS = 2
@@ -85,6 +88,7 @@ def test_each_row_keeps_its_teacher_until_it_is_trained_on(layout: str, tmp_path
     config, dynamic = SDPOConfig(), layout.endswith("tokens")
     flags = "--train.dynamic_batch_enable --rollout.max_tokens_per_gpu 150 --train.max_tokens_per_gpu 150"
     maker = maker_of(tmp_path, config, flags if dynamic else "")
+    recording_of(maker, tmp_path)
     experiences = made_by(maker)
     order = [row for experience in experiences for row in experience.index]
     assert sorted(order) == list(range(16)) and (order != list(range(16))) is dynamic
@@ -93,11 +97,11 @@ def test_each_row_keeps_its_teacher_until_it_is_trained_on(layout: str, tmp_path
 
     contexts = build_teacher_contexts(recorded().rollouts, config)
     wanted = encode_contexts(contexts, tokenizer(), config, skip_inactive=True)
-    met = []
+    met, recorded_rows = [], []
     for rank in range(RANKS):
         for micro_batch in micro_batches(shares[rank::RANKS], dynamic):
             numbers = [int(label) for label in micro_batch.labels]
-            prompts, active, success = taken_fields(micro_batch.info, "cpu")
+            prompts, active, success, records = taken_fields(micro_batch.info, "cpu")
             for place, number in enumerate(numbers):
                 row, context = recorded().rows[number], wanted.contexts[number]
                 ids = [*row.prompt_ids, *row.response_ids]
@@ -106,11 +110,29 @@ def test_each_row_keeps_its_teacher_until_it_is_trained_on(layout: str, tmp_path
                 assert prompts[place].tolist() == (context.ids or [tokenizer().pad_token_id])
                 assert float(active[place]) == float(context.active)
                 assert float(success[place]) == row.reward
+                assert int(records[place]) in (NOT_RECORDED, record_id(0, number))
+                recorded_rows += [number] * (int(records[place]) != NOT_RECORDED)
             met += numbers
             # The host takes what is left for metrics.
             assert not set(OWN_FIELDS) & set(micro_batch.info)
     assert sorted(met) == list(range(16))
     assert 0 < sum(context.active for context in wanted.contexts) < 16
+    lines = [rollout.line for rollout in read_run(tmp_path).rollouts]
+    assert sorted(recorded_rows) == [line["row"] for line in lines] and len(lines) == config.record_rollouts
+    for line in lines:
+        row, context = recorded().rows[line["row"]], wanted.contexts[line["row"]]
+        assert line["response_tokens"] == len(row.response_ids) and any(row.response_mask)
+        assert (line["reward"], line["feedback"], line["active"]) == (row.reward, row.feedback, context.active)
+        if context.active:
+            told = ["".join(part["text"] for part in turn["parts"]) for turn in line["teacher_prompt"]]
+            assert told == [turn["content"] for turn in context.messages]
+
+
+def recording_of(maker: SDPOExperienceMaker, folder: Path) -> None:
+    """Let a maker record its first batch, as the controller does."""
+    maker.args.ckpt.output_dir = str(folder)
+    maker.recording = Recording(maker.args, maker.sdpo_config, tokenizer(), lambda text: maker.warn([text]), step=0)
+    maker.recording.step = 1
 
 
 def micro_batches(shares: Sequence[Experience], dynamic: bool) -> list[Experience]:
@@ -164,6 +186,7 @@ def test_metrics_are_numbers_and_no_rows_without_an_answer_count(tmp_path: Path)
 
 def test_a_run_that_cannot_learn_is_told_so_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     maker = maker_of(tmp_path, SDPOConfig(include_environment_feedback=False))
+    recording_of(maker, tmp_path)
     for _ in range(7):
         rows = rows_of_a_run()
         for row in rows:
@@ -174,6 +197,27 @@ def test_a_run_that_cannot_learn_is_told_so_once(tmp_path: Path, capsys: pytest.
     assert (
         printed.count("SDPO: ") == printed.count("SDPO: No rollout has succeeded for 5 rollout batches in a row") == 1
     )
+    ((_, told),) = read_run(tmp_path).warnings
+    assert f"SDPO: {told}\n" in printed
+
+
+@pytest.mark.parametrize("name", [None, "acc", "absent"])
+def test_without_sdpo_rollouts_are_recorded_as_they_are(name: str | None, tmp_path: Path) -> None:
+    maker = maker_of(tmp_path, SDPOConfig(enabled=False, success_reward_name=name, record_rollouts=99))
+    recording_of(maker, tmp_path)
+    rows = rows_of_a_run()
+    # What SDPO refuses is the host's own business here: no number, a log that not every row has, an unknown prompt.
+    rows[5].rewards = torch.tensor([math.nan])
+    del rows[4].info["acc"]
+    rows[7].prompts = ["Who knows?"]
+    maker.record(maker.split_rollout_samples(rows))
+    lines = {rollout.line["row"]: rollout.line for rollout in read_run(tmp_path).rollouts}
+    assert sorted(lines) == [number for number, row in enumerate(recorded().rows) if any(row.response_mask)]
+    assert lines[5]["reward"] is None and "acc" not in lines[4]["rewards"] and lines[7]["prompt"] == "Who knows?"
+    for number in set(lines) - {3, 4, 5}:  # the fourth row of a micro-batch of three without that log
+        row = recorded().rows[number]
+        assert lines[number]["success"] is ((1.0 - row.reward if name == "acc" else row.reward) >= 0.5)
+        assert lines[number]["teacher_prompt"] is None and lines[number]["feedback"] == (row.feedback or None)
 
 
 def test_prompts_that_the_student_read_otherwise_are_told_once(

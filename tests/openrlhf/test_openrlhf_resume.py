@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from openrlhf_cpu.run import RunFailed, base_arguments, run
+from sdpo_plugins.records import RunRecords, read_run
 
 pytestmark = pytest.mark.slow
 
@@ -30,6 +31,11 @@ class Story:
     resumed: dict[int, dict[str, float]]
     models: tuple[Path, Path]
     checkpoints: Path
+
+    @property
+    def records(self) -> tuple[RunRecords, RunRecords]:
+        """What the first one recorded, and the ended and resumed one."""
+        return read_run(self.models[0]), read_run(self.models[1])
 
 
 def arguments(folder: Path) -> list[str]:
@@ -90,3 +96,48 @@ def test_the_policy_moved_and_the_teacher_lagged(story: Story) -> None:
     values = [story.straight[step]["self_distillation/divergence"] for step in (1, STEPS)]
     assert values[0] != values[1]
     assert all(found["self_distillation/active_tokens"] > 0 for found in story.straight.values())
+
+
+def test_records_hold_what_the_host_logged(story: Story) -> None:
+    records, _ = story.records
+    assert records.problems == ()
+    (header,) = records.headers
+    assert (header["host"], header["ranks"], header["step"], header["method"]) == ("openrlhf", RANKS, 0, "sdpo")
+    assert header["config"]["grpo_weight"] == 0.1
+    assert records.end is not None and (records.end["step"], records.end["reason"]) == (STEPS, "finished")
+    assert {step.step: dict(step.metrics) for step in records.steps} == story.straight
+
+
+def test_records_join_rollouts_and_token_values_of_all_ranks(story: Story) -> None:
+    records, _ = story.records
+    rollouts = records.rollouts
+    assert [rollout.step for rollout in rollouts] == [step for step in range(1, STEPS + 1) for _ in range(4)]
+    active = [rollout for rollout in rollouts if rollout.line["active"]]
+    assert len(active) > STEPS
+    for rollout in rollouts:
+        assert (rollout.tokens is not None) is rollout.line["active"]
+        assert rollout.id >> 20 == rollout.step - 1 and rollout.id & 0xFFFFF == rollout.line["row"]
+    for rollout in active:
+        assert rollout.tokens is not None
+        sampled = [rollout.tokens["pieces"][str(token)] for token in rollout.tokens["ids"]]
+        assert rollout.line["response"].strip() in "".join(sampled)
+        assert rollout.tokens["length"] == rollout.line["response_tokens"] == len(sampled)
+        kinds = [part["kind"] for turn in rollout.line["teacher_prompt"] for part in turn["parts"]]
+        assert "question" in kinds and {"feedback", "demonstration"} & set(kinds)
+        assert all(value is None or value <= 0 for value in rollout.tokens["teacher"])
+
+
+def test_records_of_the_resumed_run_are_those_of_one_that_never_stopped(story: Story) -> None:
+    straight, other = story.records
+    assert [header["step"] for header in other.headers] == [0, SAVED]
+    assert other.problems == () and other.end is not None
+    assert [step.step for step in other.steps] == list(range(1, STEPS + 1))
+    for one, two in zip(straight.steps, other.steps, strict=True):
+        assert comparable(dict(two.metrics)) == pytest.approx(comparable(dict(one.metrics)), abs=1e-6)
+    assert len(straight.rollouts) == len(other.rollouts)
+    for one, two in zip(straight.rollouts, other.rollouts, strict=True):
+        assert one.line == two.line
+        assert (one.tokens or {}).get("ids") == (two.tokens or {}).get("ids")
+        if one.tokens is not None and two.tokens is not None:
+            for name in ("student", "teacher", "divergence"):
+                assert two.tokens[name] == pytest.approx(one.tokens[name], abs=1e-4), name

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
 from openrlhf_cpu.run import base_arguments, run
 from sdpo_plugins.embedded import checkpoint_path
+from sdpo_plugins.records import read_run
 
 pytestmark = pytest.mark.slow
 
@@ -49,8 +51,9 @@ GRPO_WEIGHT, KL_COEFFICIENT = 0.3, 0.5
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("shards")
     return trained(
-        tmp_path_factory.mktemp("shards"),
+        folder,
         3,
         *("--ds.zero_stage", "3", "--ds.packing_samples"),
         *("--train.dynamic_batch_enable", "--train.max_tokens_per_gpu", "200", "--rollout.max_tokens_per_gpu", "400"),
@@ -58,6 +61,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Run:
         *("--algo.kl.init_coef", str(KL_COEFFICIENT), "--algo.kl.use_loss", "--algo.kl.estimator", "k3"),
         *("--ref.num_gpus_per_node", "2", "--train.colocate_actor_ref"),
         *("--sdpo.grpo_weight", str(GRPO_WEIGHT), "--sdpo.teacher_update_rate", "0.2"),
+        *("--sdpo.record_picture_every", "2", "--logger.tensorboard_dir", str(folder / "board")),
         ranks=2,
     )
 
@@ -84,6 +88,26 @@ def test_vllm_samples_from_the_trained_weights(shards: Run) -> None:
         assert abs(found["vllm_kl"]) < 0.02
 
 
+def test_rows_that_were_dealt_out_anew_keep_their_records(shards: Run) -> None:
+    # Dynamic batches are cut and dealt to ranks by length.
+    records = read_run(shards.folder)
+    assert len(records.rollouts) == 12
+    for rollout in records.rollouts:
+        assert (rollout.tokens is not None) is rollout.line["active"]
+        if rollout.tokens is not None:
+            assert rollout.line["response"].strip() in "".join(
+                rollout.tokens["pieces"][str(token)] for token in rollout.tokens["ids"]
+            )
+
+
+def test_every_other_batch_is_drawn_for_tensorboard(shards: Run) -> None:
+    (board,) = (shards.folder / "board").iterdir()
+    events = EventAccumulator(str(board)).Reload()
+    assert [image.step for image in events.Images("sdpo/tokens")] == [1, 3]
+    assert all(image.width == 900 and image.height > 50 for image in events.Images("sdpo/tokens"))
+    assert len(events.Scalars("train/policy_loss")) == 3
+
+
 def test_the_saved_model_is_a_model(shards: Run) -> None:
     saved = AutoModelForCausalLM.from_pretrained(shards.folder / "model")
     first = AutoModelForCausalLM.from_pretrained(checkpoint_path())
@@ -107,6 +131,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Run:
         *("--sdpo.teacher", "lora_ema", "--sdpo.teacher_update_rate", "0.5"),
         # A plug-in's scorer by its name, with workers of its own in the vLLM engine.
         *("--sdpo.scorer", "embedded", "--sdpo.plugins", "embedded_scorer", "--sdpo.scorer_options", '{"workers": 1}'),
+        *("--sdpo.record", "false"),
     )
 
 
@@ -125,6 +150,10 @@ def test_a_scorer_of_the_catalogue_rewards_and_gives_feedback(adapters: Run) -> 
         assert found["acc"] == pytest.approx(found["reward"])
         assert found["scoring_crashed"] == found["scoring_timed_out"] == 0.0
         assert found["self_distillation/feedback_used_fraction"] > 0.5
+
+
+def test_without_records_there_is_no_folder_of_them(adapters: Run) -> None:
+    assert not list(adapters.folder.rglob("records"))
 
 
 def test_the_adapter_is_saved(adapters: Run) -> None:

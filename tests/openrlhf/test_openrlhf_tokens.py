@@ -28,7 +28,7 @@ def batch() -> Experience:
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("picked", [[0, 1, 2, 5], list(range(16)), [3]])
 def test_states_lie_before_the_tokens_that_they_predict(batch: Experience, packed: bool, picked: list[int]) -> None:
-    prompts, active, success = taken_fields(batch.info, "cpu")
+    prompts, active, success, _ = taken_fields(batch.info, "cpu")
     tokens = ActionTokens.of(batch.sequences, batch.action_mask, active, success)
     rows = student_rows(batch.sequences, batch.attention_mask)
     read, shift = teacher_rows(rows, batch.action_mask, prompts)
@@ -46,7 +46,7 @@ def test_states_lie_before_the_tokens_that_they_predict(batch: Experience, packe
 
 
 def test_every_sampled_token_is_in_one_of_the_two_lists(batch: Experience) -> None:
-    _, active, success = taken_fields(batch.info, "cpu")
+    _, active, success, _ = taken_fields(batch.info, "cpu")
     tokens = ActionTokens.of(batch.sequences, batch.action_mask, active, success)
     row, position = tokens.places(everyone=True)
     seen = torch.zeros_like(batch.action_mask)

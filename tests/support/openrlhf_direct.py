@@ -10,7 +10,7 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import openrlhf_cpu.hooks
@@ -50,6 +50,7 @@ class Case:
         tokens: Longest micro-batch in tokens, by the host's dynamic cut; None: by rows.
         other_teacher: Whether the teacher has other weights than the student.
         inactive_last: Whether the last rank gets inactive rows only; else rows are dealt out in their order.
+        records: Id under which each row is recorded, or `NOT_RECORDED`; None: none is.
         flags: More of the host's flags.
     """
 
@@ -60,6 +61,7 @@ class Case:
     tokens: int | None = None
     other_teacher: bool = False
     inactive_last: bool = False
+    records: tuple[int, ...] | None = None
     flags: str = ""
 
     @property
@@ -115,14 +117,14 @@ def steps(cases: Mapping[str, Case], student: str, teacher: str) -> dict[str, di
 
     Returns:
         By name: `loss` over all ranks and micro-batches, `status` as the host reports it, the whole `gradients` as the
-        optimizer got them, this rank's `active` rows and `micro_batches`.
+        optimizer got them, this rank's `active` rows, `micro_batches` and token values (`recorded`).
     """
     return {name: _step(case, student, teacher) for name, case in cases.items()}
 
 
 def _step(case: Case, student: str, teacher: str) -> dict[str, Any]:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    rows = experiences(case.config)
+    rows = experiences(case.config, case.records)
     share = len(rows) // world
     dynamic = ""
     if case.tokens is not None:
@@ -147,7 +149,9 @@ def _step(case: Case, student: str, teacher: str) -> dict[str, Any]:
     actor.append(Experience.concat_experiences(mine, actor.tokenizer.pad_token_id))
     with _watched(actor) as seen:
         status = actor.fit(0.0)
-    return {"status": status, "active": torch.cat([row.info[ACTIVE] for row in mine]), **seen}
+    active = torch.cat([row.info[ACTIVE] for row in mine])
+    recorded_tokens = [asdict(values) for values in actor.take_recorded()]
+    return {"status": status, "active": active, "recorded": recorded_tokens, **seen}
 
 
 def _no_correction() -> str:

@@ -8,9 +8,10 @@ import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 
 from recorded import Row, recorded, tokenizer
-from sdpo_openrlhf.experience import attach, rollouts_of, samples_of
+from sdpo_openrlhf.experience import attach
 from sdpo_openrlhf.fields import FEEDBACK
 from sdpo_openrlhf.prompts import PromptStyle
+from sdpo_openrlhf.rollouts import rollouts_of, samples_of
 from sdpo_plugins import SDPOConfig
 from sdpo_plugins.reprompt import build_teacher_contexts, encode_contexts
 
@@ -20,11 +21,12 @@ GROUP_SIZE = 4
 """Of the recorded groups; the last one has only three answers, and the padding row stands beside them."""
 
 
-def experiences(config: SDPOConfig) -> list[Experience]:
+def experiences(config: SDPOConfig, records: Sequence[int] | None = None) -> list[Experience]:
     """Return the batch as `SDPOExperienceMaker.make_experience_batch` gives it to the policy actors, row by row.
 
     Args:
         config: Of the teacher's prompts.
+        records: Id under which each row is recorded, or `NOT_RECORDED`; None: none is.
 
     Returns:
         An experience of one row for each recorded row. OpenRLHF has no rows that only fill a batch up: the recorded one
@@ -34,7 +36,7 @@ def experiences(config: SDPOConfig) -> list[Experience]:
     rollouts = rollouts_of(samples_of(rows), style(), tokenizer(), config, GROUP_SIZE)
     contexts = build_teacher_contexts(rollouts, config)
     encoded = encode_contexts(contexts, tokenizer(), config, render=style().render(config), skip_inactive=True)
-    attach(rows, rollouts, encoded, config, tokenizer().pad_token_id)
+    attach(rows, rollouts, encoded, config, tokenizer().pad_token_id, dict(enumerate(records or ())))
     for row, advantage in zip(rows, recorded().advantages, strict=True):
         row.advantages = row.action_mask.float() * advantage
         row.returns = row.advantages.clone()

@@ -73,7 +73,7 @@ def main(given_arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def arguments(settings: RunSettings, folder: Path, *, ranks: int, seed: int) -> list[str]:
+def arguments(settings: RunSettings, folder: Path, *, ranks: int, seed: int, records: Path | None = None) -> list[str]:
     """Return the flags of one run.
 
     Args:
@@ -81,11 +81,14 @@ def arguments(settings: RunSettings, folder: Path, *, ranks: int, seed: int) -> 
         folder: For the task's data files and what is saved.
         ranks: Number of DeepSpeed ranks.
         seed: Of sampling and of the questions' order.
+        records: Folder of the run's records, which outlives `folder`; None: they go with the model.
     """
     if settings.method == "sdpo":
         sdpo = [word for name, value in settings.sdpo.items() for word in (f"--sdpo.{name}", _word(value))]
     else:
         sdpo = ["--sdpo.enabled", "false"]
+    if records is not None:
+        sdpo += ["--sdpo.record_dir", str(records)]
     return [
         *base_arguments(
             settings.task,
@@ -145,7 +148,8 @@ def result(settings: RunSettings, metrics: Mapping[int, Mapping[str, float]], se
 def _train(settings: Sequence[RunSettings], seed: int, ranks: int, output: Path) -> list[Run]:
     def train(one: RunSettings, *, log: Path, on_step: OnStep, stop: threading.Event) -> Run:
         with tempfile.TemporaryDirectory() as folder:
-            given = arguments(one, Path(folder), ranks=ranks, seed=seed)
+            records = output.absolute() / one.method / "records"
+            given = arguments(one, Path(folder), ranks=ranks, seed=seed, records=records)
             first = {"OPENRLHF_CPU_EVALUATE_FIRST": "1"}
             return result(one, run(given, _TIME_LIMIT, environment=first, log=log, on_step=on_step, stop=stop), seed)
 
