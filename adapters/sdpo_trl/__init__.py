@@ -6,6 +6,7 @@ Example:
 
 from sdpo_plugins.config import SDPOConfig
 from sdpo_trl.arguments import SDPOTrainingArguments
+from sdpo_trl.records import RecordCallback
 from sdpo_trl.trainer import SDPOTrainer
 
-__all__ = ["SDPOConfig", "SDPOTrainer", "SDPOTrainingArguments"]
+__all__ = ["RecordCallback", "SDPOConfig", "SDPOTrainer", "SDPOTrainingArguments"]

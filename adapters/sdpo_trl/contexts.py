@@ -46,7 +46,7 @@ class ContextBuilder:
 
     def tensors(
         self, rollouts: Sequence[Rollout], mine: slice, batch: Mapping[str, Any], tools: Sequence[Any]
-    ) -> tuple[dict[str, Any], TeacherContexts, dict[str, float]]:
+    ) -> tuple[dict[str, Any], TeacherContexts, list[EncodedContext], dict[str, float]]:
         """Build the contexts of all rollouts and this rank's share of them as tensors.
 
         Every rank must call this together.
@@ -59,7 +59,7 @@ class ContextBuilder:
 
         Returns:
             `sdpo_prompt_ids` and `sdpo_prompt_mask` [B, P'], `sdpo_active` [B] and `sdpo_success` [B], for
-            vision-language models also their per-token types; all contexts; metrics.
+            vision-language models also their per-token types; all contexts; what this rank's came to; metrics.
         """
         contexts = self.reprompt(rollouts)
         local = contexts.contexts[mine]
@@ -85,7 +85,7 @@ class ContextBuilder:
         # Of the other ranks' prompts only the lengths count.
         counted = gather_object([replace(row, ids=[0] * len(row.ids), messages="") for row in encoded])
         metrics = encoding_metrics(counted, [context.active for context in contexts.contexts])
-        return tensors, contexts, {**contexts.metrics, **metrics}
+        return tensors, contexts, encoded, {**contexts.metrics, **metrics}
 
     def _encode(self, contexts: Sequence[TeacherContext], tools: Sequence[Any]) -> list[EncodedContext]:
         """Tokenise each context with the tools that its prompt shows; environments may show different ones."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import sys
 import tempfile
 import time
@@ -19,7 +20,10 @@ from sdpo_plugins.config import SDPOConfig
 from sdpo_plugins.embedded import checkpoint_path, load_task, task_names
 from sdpo_plugins.embedded.results import Run, draw_curves, print_table, write_results
 from sdpo_plugins.embedded.settings import RunSettings, run_settings
+from sdpo_plugins.errors import HostError
+from sdpo_plugins.records import FOLDER, read_run
 from sdpo_trl.embedded import dataset_of, reward_of, sampled_accuracy
+from sdpo_trl.records import RecordCallback
 from sdpo_trl.trainer import SDPOTrainer
 
 __all__ = ["METHODS", "run", "train_once"]
@@ -30,13 +34,16 @@ METHODS = ("grpo", "sdpo")
 _SAMPLES = {"sums": 4, "facts": 16, "programs": 16}
 
 
-def run(seeds: int, tasks: Sequence[str] | None, output: Path) -> None:
+def run(seeds: int, tasks: Sequence[str] | None, output: Path) -> dict[str, Any]:
     """Train every task with both methods from the same checkpoint and budget, and show what came of it.
 
     Args:
         seeds: Number of seeds, 0, 1, ….
         tasks: Names of tasks; None for those of the demo's own model.
-        output: Folder for `results.json` and the pictures.
+        output: Folder for `results.json`, the pictures, the report, and each run's records.
+
+    Returns:
+        `runs`, the rows of `results.json`; `results` and `curves`, the files; `seconds`.
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -50,7 +57,7 @@ def run(seeds: int, tasks: Sequence[str] | None, output: Path) -> None:
         for task in chosen:
             for method in METHODS:
                 print(f"{task} · {method.upper()} · seed {seed}", flush=True)
-                runs.append(train_once(run_settings(task, method), seed))
+                runs.append(train_once(run_settings(task, method), seed, _folder(output, task, method, seed)))
                 done = runs[-1]
                 print(
                     f"  accuracy {done.accuracy_before:.0%} → {done.accuracy_after:.0%}, "
@@ -64,14 +71,22 @@ def run(seeds: int, tasks: Sequence[str] | None, output: Path) -> None:
     print(f"\n{time.perf_counter() - begin:.0f} s in all.")
     print(f"Results: {results}")
     print(f"Learning curves: {', '.join(map(str, pictures))}")
+    print(f"Report: {_report(output, runs)}")
+    return {
+        "runs": json.loads(results.read_text(encoding="utf-8")),
+        "results": str(results),
+        "curves": [str(picture) for picture in pictures],
+        "seconds": time.perf_counter() - begin,
+    }
 
 
-def train_once(settings: RunSettings, seed: int) -> Run:
+def train_once(settings: RunSettings, seed: int, records: Path | None = None) -> Run:
     """Train the embedded model on one task with one method.
 
     Args:
         settings: Task, method, learning rate, budget.
         seed: Of sampling and data order.
+        records: Folder of the run's records; None: none are written.
 
     Returns:
         Accuracies before and after, and the reward of every step.
@@ -108,10 +123,12 @@ def train_once(settings: RunSettings, seed: int) -> Run:
         }
         trainer: GRPOTrainer
         if settings.method == "sdpo":
-            config = SDPOConfig.from_mapping(dict(settings.sdpo))
+            recording = {"record": records is not None, "record_dir": None if records is None else str(records)}
+            config = SDPOConfig.from_mapping({**settings.sdpo, **recording})
             trainer = SDPOTrainer(model, reward_funcs=reward_of(task.name), sdpo_config=config, **common)
         else:
-            trainer = GRPOTrainer(model, reward_funcs=_scores_only(task.name), **common)
+            callbacks = [] if records is None else [RecordCallback(records)]
+            trainer = GRPOTrainer(model, reward_funcs=_scores_only(task.name), callbacks=callbacks, **common)
         _quiet(trainer)
         begin = time.perf_counter()
         trainer.train()
@@ -131,6 +148,24 @@ def train_once(settings: RunSettings, seed: int) -> Run:
         generations_per_step=settings.questions_per_step * settings.rollouts_per_question,
         curve=curve,
     )
+
+
+def _folder(output: Path, task: str, method: str, seed: int) -> Path:
+    return output / f"{task}-{method}-{seed}" / FOLDER
+
+
+def _report(output: Path, runs: Sequence[Run]) -> str:
+    """Make the page of all runs, and say where it is; or how to get one, without the libraries of reports."""
+    from sdpo_plugins.report import build_page, write_page
+
+    records = [read_run(_folder(output, run.task, run.method, run.seed)) for run in runs]
+    try:
+        page = build_page(records)
+    except HostError as missing:
+        return f"sdpo report {output} ({missing})"
+    target = output / "report.html"
+    write_page(page.html, target)
+    return str(target)
 
 
 def _scores_only(name: str) -> Any:

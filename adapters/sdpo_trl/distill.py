@@ -16,6 +16,7 @@ from sdpo_plugins.host_term import HostTerm
 from sdpo_plugins.inside import Opaque, run_inside
 from sdpo_plugins.modes import evaluating
 from sdpo_plugins.prefix import prefix_sharing_problem
+from sdpo_plugins.records.capture import Watch
 from sdpo_trl.forward import Sequences, completion_logits, is_sharded
 from sdpo_trl.fused_path import FusedPath, completion_hidden
 from sdpo_trl.logits_path import LogitsPath
@@ -91,6 +92,7 @@ class Distiller:
         inputs: Mapping[str, Any],
         window: Window,
         host: HostTerm | None = None,
+        watch: Watch | None = None,
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         """Return this micro-batch's part of the optimizer step's loss, summed over ranks by the caller's averaging.
 
@@ -100,6 +102,7 @@ class Distiller:
             inputs: TRL's micro-batch with our `sdpo_*` entries.
             window: What the whole step is divided by.
             host: The host's own loss as a further term; only on the fused path.
+            watch: Takes the token values of rows that are recorded; None: none are.
 
         Returns:
             The loss, to be multiplied by the number of ranks where gradients are averaged; the load-balancing loss of
@@ -112,9 +115,9 @@ class Distiller:
         if batch.idle:
             return self._idle(student, module, batch, host), None, {}
         if self.fused is not None:
-            loss, sums = self.fused.loss(student, module, batch, host)
+            loss, sums = self.fused.loss(student, module, batch, host, watch)
             return loss, None, sums
-        return self._logits(module).loss(student, module, batch)
+        return self._logits(module).loss(student, module, batch, watch)
 
     def _logits(self, module: nn.Module) -> LogitsPath:
         return LogitsPath(self.settings, accepts_logits_to_keep(module))

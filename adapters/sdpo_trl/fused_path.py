@@ -16,6 +16,7 @@ from sdpo_plugins.losses import FusedRows, LMHead, fused_row_losses, row_weights
 from sdpo_plugins.losses.fused import LogProbTerm
 from sdpo_plugins.modes import evaluating
 from sdpo_plugins.prefix import hidden_behind_prefixes, plan_prefixes
+from sdpo_plugins.records.capture import Logits, Watch, logits_from_hidden, watch_tokens
 from sdpo_plugins.step_metrics import token_sums
 from sdpo_plugins.teacher import local_tensors
 from sdpo_trl.forward import Sequences
@@ -49,7 +50,12 @@ class FusedPath:
     share_prefix: bool
 
     def loss(
-        self, student: nn.Module, module: nn.Module, batch: MicroBatch, host: HostTerm | None
+        self,
+        student: nn.Module,
+        module: nn.Module,
+        batch: MicroBatch,
+        host: HostTerm | None,
+        watch: Watch | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return this micro-batch's loss and its sums for metrics.
 
@@ -58,6 +64,7 @@ class FusedPath:
             module: The bare model.
             batch: The micro-batch.
             host: The host's own loss as a further term of the same pass.
+            watch: Takes the token values of rows that are recorded.
         """
         settings = self.settings
         with settings.autocast():
@@ -67,12 +74,17 @@ class FusedPath:
 
             def forward() -> tuple[Tensor, dict[str, Tensor]]:
                 hidden = completion_hidden(self.split.body, batch.source)
-                return self._rows(hidden, teacher, batch, host)
+                return self._rows(hidden, teacher, batch, host, watch)
 
             return loss_inside(student, module, forward)
 
     def _rows(
-        self, hidden: Tensor, teacher: TeacherStates, batch: MicroBatch, host: HostTerm | None
+        self,
+        hidden: Tensor,
+        teacher: TeacherStates,
+        batch: MicroBatch,
+        host: HostTerm | None,
+        watch: Watch | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         settings, config = self.settings, self.settings.config
         length = hidden.size(1)
@@ -122,6 +134,16 @@ class FusedPath:
                 place=lambda row: batch.place(tokens[row], length),
                 **common,
             )
+            if watch is not None and found.tokens is not None:
+
+                def logits(index: Tensor) -> tuple[Logits, Logits]:
+                    tau, behind = settings.temperature, [part[index] for part in known]
+                    return (
+                        logits_from_hidden([states.detach()[index]], [head], [1.0], tau),
+                        logits_from_hidden(behind, teacher.heads, teacher.shares, tau),
+                    )
+
+                watch_tokens(watch, *batch.places(first, length), found.tokens.divergence, logits)
             return found.loss + correction, found
 
         states = hidden.reshape(-1, hidden.size(-1)).index_select(0, tokens)

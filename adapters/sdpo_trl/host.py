@@ -43,6 +43,12 @@ class GRPOHost(trl.GRPOTrainer):
         evaluation = getattr(self, "num_generations_eval", None) or self.num_generations
         return int(self.num_generations if self._mode == "train" else evaluation)
 
+    @property
+    def _end_tokens(self) -> set[int]:
+        """What ends an answer, in the sense of TRL's `completions/clipped_ratio`."""
+        ends = getattr(self, "eos_token_ids", None) or [getattr(self, "eos_token_id", None)]
+        return {token for token in (*ends, self._tokenizer.pad_token_id) if token is not None}
+
     def _forward_autocast(self) -> AbstractContextManager[Any]:
         return self.accelerator.autocast()
 
@@ -85,7 +91,7 @@ class GRPOHost(trl.GRPOTrainer):
     def _warn(self, messages: Sequence[str]) -> None:
         if self.accelerator.is_main_process:
             for message in messages:
-                warnings.warn(message, stacklevel=3)
+                warnings.warn(message, stacklevel=4)
 
     def _sum_over_ranks(self, values: list[float]) -> list[float]:
         total = self.accelerator.reduce(torch.tensor(values, device=self.accelerator.device), reduction="sum")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sdpo_plugins.losses import aggregate, per_token_losses
 from sdpo_plugins.modes import evaluating
+from sdpo_plugins.records.capture import Logits, Watch, watch_tokens
 from sdpo_plugins.step_metrics import token_sums
 from sdpo_plugins.teacher import local_tensors
 from sdpo_trl.forward import Sequences, completion_logits, sampled_log_probs, token_entropies
@@ -31,7 +32,7 @@ class LogitsPath:
     keep: bool
 
     def loss(
-        self, student: nn.Module, module: nn.Module, batch: MicroBatch
+        self, student: nn.Module, module: nn.Module, batch: MicroBatch, watch: Watch | None = None
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         """Return this micro-batch's loss, its load-balancing loss, and its sums for metrics.
 
@@ -39,6 +40,7 @@ class LogitsPath:
             student: The model as wrapped for training.
             module: The bare model.
             batch: The micro-batch.
+            watch: Takes the token values of rows that are recorded.
         """
         settings = self.settings
         with settings.autocast():
@@ -48,7 +50,7 @@ class LogitsPath:
         loss = logits.new_zeros((), dtype=torch.float32)
         sums: dict[str, Tensor] = {}
         if batch.has_active and teacher is not None:
-            part, sums = self._distillation(logits, teacher, batch)
+            part, sums = self._distillation(logits, teacher, batch, watch)
             loss = loss + part
         if settings.beta != 0.0:
             part, kl_sums = self._reference_kl(logits, batch, batch.rows_of(batch.mask, length))
@@ -77,7 +79,9 @@ class LogitsPath:
             logits: Tensor = self.settings.teacher.score(forward, local_tensors(module))
         return logits
 
-    def _distillation(self, logits: Tensor, teacher: Tensor, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def _distillation(
+        self, logits: Tensor, teacher: Tensor, batch: MicroBatch, watch: Watch | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         settings, config, inputs = self.settings, self.settings.config, batch.inputs
         rows = batch.teacher_rows
         student = logits if rows.numel() == batch.rows.numel() else logits[rows]
@@ -100,6 +104,14 @@ class LogitsPath:
             temperature=settings.temperature,
             divergence=settings.divergence,
         )
+        if watch is not None:
+            row, position = mask.nonzero(as_tuple=True)
+            chosen = losses.divergence[row, position]
+
+            def at(values: Tensor, index: Tensor) -> Logits:
+                return lambda part: _wide(values[row[index[part]], position[index[part]]]) / settings.temperature
+
+            watch_tokens(watch, rows[row], position, chosen, lambda index: (at(student, index), at(teacher, index)))
         loss = batch.window.share * aggregate(
             losses.per_token,
             mask,
@@ -122,3 +134,9 @@ class LogitsPath:
         loss = aggregate(kl, mask, config.loss_agg_mode, denominator=denominator, scale_factor=settings.scale_factor)
         counted = torch.where(mask != 0, kl.detach(), torch.zeros_like(kl))
         return settings.beta * batch.window.share * loss, {"kl": counted.sum(), "kl_tokens": mask.sum()}
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """Return a copy without gradient in float32 or wider."""
+    logits = logits.detach()
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

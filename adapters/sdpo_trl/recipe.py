@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import json
+import re
+import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from sdpo_plugins.data.loading import KINDS, loaded
-from sdpo_plugins.embedded import checkpoint_path, load_task
-from sdpo_plugins.errors import ConfigError, DataError
+from sdpo_plugins.dialects import translation
+from sdpo_plugins.embedded import checkpoint_path, load_task, task_names
+from sdpo_plugins.errors import ConfigError, DataError, nearest
 from sdpo_plugins.feedback.trl import TRLReward, for_trl
 from sdpo_trl.arguments import SDPOTrainingArguments
 from sdpo_trl.embedded import dataset_of, reward_of, sampled_accuracy
@@ -54,7 +60,7 @@ class RecipeArguments:
     )
 
 
-def train(config: Path, overrides: Sequence[str]) -> None:
+def train(config: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Run a recipe.
 
     Args:
@@ -62,17 +68,33 @@ def train(config: Path, overrides: Sequence[str]) -> None:
             `model_name_or_path: embedded` is the project's own checkpoint for the task.
         overrides: `key=value` texts on top.
 
+    Returns:
+        What came of it: `model`, `output_dir`, `method`, `seed`, `steps`, `generations`, `seconds`, `metrics` of the
+        last step, and with a task the accuracies before and after.
+
     Raises:
         ConfigError: Unknown options, no data, no reward function.
     """
+    # Names that TRL still uses and transformers renamed; nothing that the reader of a recipe can change.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     recipe, args, model_args = parse(config, overrides)
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+        disable_progress_bars()
+    _make_folder(Path(args.output_dir))
     tokenizer_path = model_path = model_args.model_name_or_path
     if model_path in (None, EMBEDDED):
         family = load_task(recipe.task).family if recipe.task else "text"
         tokenizer_path = model_path = str(checkpoint_path(family))
     dataset, rewards = _data(recipe)
     trusted = getattr(args, "trust_remote_code", False)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=trusted)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=trusted)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"`model_name_or_path` must be a model's folder or its name on the hub; {tokenizer_path!r} cannot be "
+            f"loaded: {' '.join(str(error).split())[:300]}"
+        ) from error
     rewards += _scorers(recipe, args, tokenizer)
     model: Any = model_path
     if recipe.task:
@@ -90,25 +112,46 @@ def train(config: Path, overrides: Sequence[str]) -> None:
     begin = time.perf_counter()
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     seconds = time.perf_counter() - begin
+    method = "sdpo" if trainer.sdpo_config.enabled else "grpo"
+    summary: dict[str, Any] = {
+        "model": str(model_path),
+        "output_dir": str(args.output_dir),
+        "method": method,
+        "seed": args.seed,
+        "steps": trainer.state.global_step,
+        "generations": trainer.state.global_step * args.generation_batch_size,
+        "seconds": seconds,
+        "metrics": _last_metrics(trainer.state.log_history),
+    }
     if recipe.task:
         after = sampled_accuracy(model, tokenizer, load_task(recipe.task), samples=_SAMPLES, seed=args.seed)
         print(f"{recipe.task}: sampled accuracy after {trainer.state.global_step} steps {after:.1%} ({seconds:.0f} s)")
-        method = "sdpo" if trainer.sdpo_config.enabled else "grpo"
         result = {
             "task": recipe.task,
             "method": method,
             "seed": args.seed,
             "accuracy_before": before,
             "accuracy_after": after,
-            "generations": trainer.state.global_step * args.generation_batch_size,
+            "generations": summary["generations"],
             "seconds": seconds,
         }
+        summary |= result
         target = Path(args.output_dir) / "results.json"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps([result], indent=2) + "\n", encoding="utf-8")
         print(f"Results: {target}")
     trainer.save_model(args.output_dir)
+    if trainer.sdpo_config.record:
+        print(f"Report: sdpo report {trainer.sdpo_config.record_dir or args.output_dir}")
     print(f"Model: {args.output_dir}")
+    return summary
+
+
+class _RecipeParser(TrlParser):
+    """Raises what is wrong, instead of printing five screens of usage and leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
 
 
 def parse(config: Path, overrides: Sequence[str]) -> tuple[RecipeArguments, Any, ModelConfig]:
@@ -122,14 +165,58 @@ def parse(config: Path, overrides: Sequence[str]) -> tuple[RecipeArguments, Any,
         key, _, value = text.partition("=")
         words += [f"--{key.removeprefix('sdpo.')}", value]
     kinds: tuple[Any, ...] = (RecipeArguments, SDPOTrainingArguments, ModelConfig)
-    parser = TrlParser(kinds)
+    _check_names(config, overrides, {item.name for kind in kinds for item in dataclasses.fields(kind) if item.init})
+    parser = _RecipeParser(kinds, allow_abbrev=False)
+    if not sys.stderr.isatty():
+        parser.set_defaults(disable_tqdm=True)  # nobody looks at a bar
     try:
         recipe, args, model_args = parser.parse_args_and_config(words)
     except ValueError as error:
-        if isinstance(error, ConfigError):
+        if isinstance(error, ConfigError) and not str(error).startswith("argument "):
             raise
-        raise ConfigError(f"The recipe {config} cannot be used: {error}") from error
+        if "support bf16" in str(error):
+            raise ConfigError(
+                f"The recipe {config} computes in bfloat16, as TRL does where nothing is said, and this machine has no "
+                "GPU for it. Set `bf16: false` in the recipe, or write bf16=false behind it."
+            ) from error
+        said = re.sub(r"^argument --(\w+)[^:]*:", r"`\1`:", " ".join(str(error).split()))
+        said = said if said.endswith((".", "?")) else f"{said}."
+        raise ConfigError(f"The recipe {config} cannot be used: {said}") from error
+    if recipe.task is not None and recipe.task not in task_names(family=None):
+        known = task_names(family=None)
+        raise ConfigError(
+            f"Unknown task {recipe.task!r}; the tasks are: {', '.join(known)}.{nearest(recipe.task, known)}"
+        )
     return recipe, args, model_args
+
+
+def _check_names(config: Path, overrides: Sequence[str], known: set[str]) -> None:
+    """Refuse names that nobody knows, all of them at once; `env` is TRL's own, variables of the environment."""
+    with config.open(encoding="utf-8") as file:
+        given = {**(yaml.safe_load(file) or {}), **dict(text.split("=", 1) for text in overrides)}
+    problems = []
+    for name in (str(name).removeprefix("sdpo.") for name in given if name != "env"):
+        if name in known:
+            continue
+        ours, unknown = translation({name: given.get(name)})
+        said = ", ".join(f"`{own}: {value}`" for own, value in ours.items() if own != name)
+        hint = f" In a recipe it is {said}." if said and not unknown else nearest(name, known)
+        problems.append(f"Unknown option `{name}` of the recipe {config}.{hint}")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"`output_dir` = {folder} cannot be made: {error.strerror or error}.") from error
+
+
+def _last_metrics(history: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The numbers of the last step that was logged; the row behind them is the run's."""
+    steps = [row for row in history if "train_runtime" not in row]
+    return {name: value for name, value in (steps[-1] if steps else {}).items() if isinstance(value, (int, float))}
 
 
 def _data(recipe: RecipeArguments) -> tuple[Dataset, list[Any]]:

@@ -10,8 +10,8 @@ from sdpo_plugins.plugins import Strategies
 from sdpo_plugins.teacher import local_tensors
 from sdpo_trl.clock import TeacherClock
 from sdpo_trl.forward import is_sharded
-from sdpo_trl.host import GRPOHost
 from sdpo_trl.probe import TeacherProbe
+from sdpo_trl.recorded import RecordedHost
 from sdpo_trl.state import (
     check_same_cut,
     load_run_state,
@@ -24,7 +24,7 @@ from sdpo_trl.state import (
 __all__ = ["TeacherHost"]
 
 
-class TeacherHost(GRPOHost):
+class TeacherHost(RecordedHost):
     """GRPO's trainer with a teacher that is updated and saved; knows nothing of contexts and loss."""
 
     _sdpo_on: bool

@@ -24,6 +24,8 @@ class ScoredBatch:
         feedback: Feedback texts, or None where there is none.
         thinking_opened: Whether the prompt's template already opened the thinking part.
         rewards: Rewards of all ranks [world·B, functions]; NaN means that the function did not judge the completion.
+        lengths: Tokens of each completion.
+        cut_off: Whether each ended without an end token; None if it has no tokens.
     """
 
     prompts: Sequence[Any]
@@ -31,6 +33,8 @@ class ScoredBatch:
     feedback: Sequence[str | None]
     thinking_opened: Sequence[bool]
     rewards: torch.Tensor
+    lengths: Sequence[int] = ()
+    cut_off: Sequence[bool | None] = ()
 
 
 def total_rewards(rewards: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, cast
 
@@ -16,8 +17,8 @@ from sdpo_plugins.errors import ConfigError
 from sdpo_plugins.health import HealthMonitor
 from sdpo_plugins.host_term import HostTerm
 from sdpo_plugins.plugins import extra_metrics, resolve, validate
-from sdpo_plugins.reprompt import decode_responses, thinking_opened
-from sdpo_plugins.types import Rollout
+from sdpo_plugins.reprompt import EncodedContext, decode_responses, thinking_opened
+from sdpo_plugins.types import Rollout, TeacherContext
 from sdpo_trl.checks import (
     argument_problems,
     check_dataset,
@@ -34,6 +35,7 @@ from sdpo_trl.distill import Distiller
 from sdpo_trl.metrics import step_metrics
 from sdpo_trl.micro_batch import PathSettings
 from sdpo_trl.probe import TeacherProbe, as_turns, one_per_question, successes, teacher_answers
+from sdpo_trl.records import RunRecords
 from sdpo_trl.resume import TeacherHost
 from sdpo_trl.rewards import FeedbackRecorder
 from sdpo_trl.rollouts import ScoredBatch, batch_rollouts
@@ -110,6 +112,7 @@ class SDPOTrainer(TeacherHost):
                 check_in_memory(model)
         self._strategies = resolve(config)
         self._recorder = FeedbackRecorder()
+        self._records = RunRecords(config)
         self._scored: ScoredBatch | None = None
         self._window: Window | None = None
         self._windows = Windows()
@@ -120,8 +123,12 @@ class SDPOTrainer(TeacherHost):
         if funcs is not None:
             funcs = [self._recorder.wrap(func) for func in funcs]
         super().__init__(model, funcs, args, train_dataset, *rest, **kwargs)
+        if not hasattr(self, "_tokenizer"):  # TRL before 1.4
+            self._tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+            self._is_vlm = self._tokenizer is not self.processing_class
         if self._sdpo_on:
             self._prepare_sdpo()
+        self._prepare_records()
 
     def _prepare_sdpo(self) -> None:
         """Check what only exists now, before anything is generated, and set up what the hooks below use."""
@@ -136,9 +143,6 @@ class SDPOTrainer(TeacherHost):
                 stacklevel=4,
             )
         module = self.accelerator.unwrap_model(self.model)
-        if not hasattr(self, "_tokenizer"):  # TRL before 1.4
-            self._tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
-            self._is_vlm = self._tokenizer is not self.processing_class
         check_model(module, self._tokenizer)
         self._strategies.teacher.check_model(module)
         self._contexts = ContextBuilder(
@@ -199,43 +203,54 @@ class SDPOTrainer(TeacherHost):
         if feedback is not None or self._sdpo_on:
             # Also where there is none: the completions table shifts a column that only some batches fill.
             self._pending_extra_logs["feedback"] = [text or "" for text in feedback or [None] * count]
-        if self._sdpo_on:
+        if self._sdpo_on or self._records_rollouts:
+            ends = self._end_tokens
             self._scored = ScoredBatch(
                 prompts=list(prompts),
                 responses=decode_responses(self._tokenizer, completion_ids_list, self.sdpo_config.thinking_tag),
                 feedback=feedback or [None] * count,
                 thinking_opened=[False] * count,
                 rewards=rewards,
+                lengths=[len(ids) for ids in completion_ids_list],
+                cut_off=[int(ids[-1]) not in ends if len(ids) else None for ids in completion_ids_list],
             )
         return rewards
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        if self._sdpo_on:
-            output.update(self._teacher_inputs(inputs, output))
+        if self._scored is not None:
+            output.update(self._our_inputs(self._scored, inputs, output))
+            self._scored = None
         return output
 
-    def _teacher_inputs(self, inputs: Any, output: dict[str, Any]) -> dict[str, Any]:
-        """Build this rank's teacher contexts and return them as tensors that TRL splits with the batch."""
-        assert self._scored is not None
-        mode = self._mode
+    def _our_inputs(self, scored: ScoredBatch, inputs: Any, output: dict[str, Any]) -> dict[str, Any]:
+        """Return what TRL is to split with this rank's batch: its teacher contexts, and which rows are recorded."""
         opened = thinking_opened(self._tokenizer, output["prompt_ids"], self.sdpo_config.thinking_tag)
-        scored = ScoredBatch(**{**vars(self._scored), "thinking_opened": opened})
-        self._scored = None
-        group = self._group_size
+        scored = replace(scored, thinking_opened=opened)
         rollouts, mine = batch_rollouts(
-            scored, self.reward_func_names, self.reward_weights, group, self.accelerator.process_index
+            scored, self.reward_func_names, self.reward_weights, self._group_size, self.accelerator.process_index
         )
-        tensors, contexts, metrics = self._contexts.tensors(
-            rollouts, mine, output, self._tools_of_rows(len(scored.prompts))
-        )
+        tensors: dict[str, Any] = {}
+        contexts = encoded = None
+        if self._sdpo_on:
+            tensors, contexts, encoded = self._teacher_inputs(rollouts, mine, inputs, output)
+        return {**tensors, **self._record_rollouts(rollouts, mine, scored, contexts, encoded)}
+
+    def _teacher_inputs(
+        self, rollouts: Sequence[Rollout], mine: slice, inputs: Any, output: dict[str, Any]
+    ) -> tuple[dict[str, Any], Sequence[TeacherContext], Sequence[EncodedContext]]:
+        """Build this rank's teacher contexts as tensors, and all ranks' as texts."""
+        mode = self._mode
+        tools = self._tools_of_rows(len(output["prompt_ids"]))
+        tensors, contexts, encoded, metrics = self._contexts.tensors(rollouts, mine, output, tools)
         metrics.update(extra_metrics(self.sdpo_config, rollouts, contexts))
         self._note(mode, metrics)
         if mode == "train":
             self._warn(self._health.batch(metrics, self._mean_length()))
             if self._probe.due():
-                self._note(mode, self._teacher_accuracy(rollouts[mine], inputs, output, tensors, group))
-        return tensors
+                accuracy = self._teacher_accuracy(rollouts[mine], inputs, output, tensors, self._group_size)
+                self._note(mode, accuracy)
+        return tensors, contexts.contexts, encoded
 
     def _teacher_accuracy(
         self, rollouts: Sequence[Rollout], inputs: Any, output: Any, tensors: Any, group: int
@@ -307,7 +322,9 @@ class SDPOTrainer(TeacherHost):
         if config.grpo_weight > 0.0 and self._distiller.fused is not None:
             share = config.grpo_weight / ((1.0 - config.grpo_weight) * ranks)
             host = HostTerm(share, partial(self._policy_loss, model, inputs))
-        loss, balance, sums = self._distiller.loss(model, module, inputs, self._window, host)
+        watch = self._watch(inputs)
+        loss, balance, sums = self._distiller.loss(model, module, inputs, self._window, host, watch)
+        self._records.tokens(watch)
         loss = loss * ranks
         if balance is not None:
             # As in GRPO: its mean over micro-batches and ranks, whatever the tokens are divided by.

@@ -62,6 +62,13 @@ OTHER: dict[str, Any] = {
     "solution_template": "S {successful_previous_attempt}",
     "feedback_template": "F {feedback_raw}",
     "apply_chat_template_kwargs": {"enable_thinking": False},
+    "record": False,
+    "record_dir": "elsewhere",
+    "record_rollouts": 9,
+    "record_tokens": 100,
+    "record_alternatives": 0,
+    "record_max_mb": 1.5,
+    "record_picture_every": 0,
     "plugins": ("one", "two.three"),
 }
 

@@ -16,6 +16,8 @@ from sdpo_plugins.embedded import load_task, task_names
 from sdpo_plugins.embedded.results import Run, draw_curves, print_table, write_results
 from sdpo_plugins.embedded.settings import run_settings
 from sdpo_plugins.errors import ConfigError
+from sdpo_plugins.records import read_run
+from sdpo_trl import demo
 from sdpo_trl.demo import train_once
 from sdpo_trl.embedded import dataset_of, reward_of
 from sdpo_trl.recipe import import_function, parse
@@ -41,6 +43,23 @@ def test_a_run_of_the_demo_says_what_it_cost_and_gained(task: str, method: str) 
     assert 0.0 <= run.accuracy_after <= 1.0
     low, high = {"sums": (0.4, 0.65), "facts": (0.0, 0.03), "programs": (0.0, 0.1)}[task]
     assert low <= run.accuracy_before <= high
+
+
+def test_the_demo_leaves_records_of_every_run_and_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    short = {"steps": 3, "questions_per_step": 2, "rollouts_per_question": 2}
+    monkeypatch.setattr(demo, "run_settings", lambda task, method: replace(run_settings(task, method), **short))
+    demo.run(1, ["facts"], tmp_path)
+    grpo, sdpo = (read_run(tmp_path / f"facts-{method}-0") for method in demo.METHODS)
+    assert [run.headers[0]["method"] for run in (grpo, sdpo)] == ["grpo", "sdpo"]
+    for run in (grpo, sdpo):
+        assert run.end is not None and [step.step for step in run.steps] == [1, 2, 3]
+        assert len(run.series("reward")[0]) == 3
+    assert grpo.rollouts == () and any(rollout.tokens for rollout in sdpo.rollouts)
+    assert f"Report: {tmp_path / 'report.html'}" in capsys.readouterr().out
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "facts-grpo-0" in page and "facts-sdpo-0" in page
 
 
 def test_facts_are_learnt_from_feedback_and_not_from_rewards() -> None:
@@ -116,6 +135,8 @@ def test_every_recipe_runs_by_either_method(recipe: Path, tmp_path: Path) -> Non
         assert set(row) == FIELDS
         assert (row["method"], row["generations"]) == (method, 8)
         assert "accuracy after 1 steps" in done.stdout
+        assert f"Report: sdpo report {tmp_path / method}" in done.stdout.replace("\n", "")
+        assert read_run(tmp_path / method).headers[0]["method"] == method
         AutoModelForCausalLM.from_pretrained(tmp_path / method)
 
 

@@ -14,6 +14,7 @@ from trl.chat_template_utils import qwen3_chat_template, qwen3_template
 
 from sdpo_plugins.embedded import checkpoint_path
 from sdpo_plugins.errors import ConfigError
+from sdpo_plugins.records import read_run
 from tiny_trl import tiny_model
 from watched_loss import Scripted, core_loss
 
@@ -122,6 +123,14 @@ def test_what_a_tool_said_is_read_but_not_learnt(make_trainer: Any, template: st
         assert row["teacher"].startswith(f"{schema}<|im_start|>user\n{a} + {b}?\nCorrect solution:\n\nLet me see.")
         assert row["active"]
         assert question.endswith("<|im_start|>assistant\n") and row["teacher"].endswith("<|im_start|>assistant\n")
+    recorded = {rollout.id: rollout.tokens for rollout in read_run(trainer.args.output_dir).rollouts}
+    marks = [mark for batch in trainer.seen for mark in batch["sdpo_record"].tolist()]
+    for mark, row in zip(marks, rows, strict=True):
+        if mark >= 0:
+            assert recorded[mark]["ids"] == row["answer_ids"].tolist()
+            assert recorded[mark]["mask"] == row["learnt"].int().tolist()
+            assert [value is not None for value in recorded[mark]["student"]] == row["learnt"].tolist()
+    assert any(0 in tokens["mask"] for tokens in recorded.values())
     assert trainer.losses[0] == pytest.approx(float(core_loss(trainer)), rel=2e-5)
     for batch in trainer.seen:
         del batch["tool_mask"]

@@ -33,6 +33,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from sdpo_plugins.embedded import checkpoint_path
 from sdpo_plugins.errors import ConfigError
+from sdpo_plugins.records import read_run
 from tiny_trl import digits_reward
 from watched_loss import Scripted, Spying, core_loss
 
@@ -278,6 +279,14 @@ def test_the_teacher_sees_the_picture_and_the_loss_is_the_cores(make_trainer: An
         if name in batch:
             ids = torch.cat([batch["sdpo_prompt_ids"], batch["completion_ids"]], dim=1)
             assert torch.equal(batch[f"sdpo_{name}"], (ids == family.token).long())
+    recorded = {rollout.id: rollout for rollout in read_run(trainer.args.output_dir).rollouts}
+    assert len(recorded) == 4
+    for mark, row in zip(batch["sdpo_record"].tolist(), rows, strict=True):
+        if mark >= 0:
+            rollout = recorded[mark]
+            assert (rollout.tokens is not None) == row["active"]
+            assert rollout.tokens is None or rollout.tokens["ids"] == row["answer_ids"].tolist()
+            assert rollout.line["prompt"][0]["content"].startswith("[image]What is on picture")
     assert trainer.losses[0] == pytest.approx(recomputed(trainer, family), rel=5e-5)
 
 
