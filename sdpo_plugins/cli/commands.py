@@ -1,42 +1,26 @@
-"""The command line: `sdpo list`, `sdpo doctor`, `sdpo data`, `sdpo estimate`, `sdpo train`, `sdpo demo`."""
+"""The command line `sdpo`: its commands, with what each of them takes. What they do stands in modules of their own."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from typer.core import TyperGroup
 
 from sdpo_plugins._version import __version__
+from sdpo_plugins.cli import completion
 from sdpo_plugins.cli.data import data_app
 from sdpo_plugins.cli.estimate import estimate_command
-from sdpo_plugins.errors import SDPOError
+from sdpo_plugins.cli.group import SDPOGroup
+from sdpo_plugins.cli.plot import plot_command
+from sdpo_plugins.cli.report import report_command
+from sdpo_plugins.cli.solve import solve_command
 
 __all__ = ["app", "main"]
 
-USAGE_ERROR = 2
-
-
-class _Group(TyperGroup):
-    """Turns the package's own errors into a message and exit code 2; any other exception is a bug and shows itself."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except SDPOError as error:
-            if ctx.params.get("debug"):
-                raise
-            console = Console(stderr=True, soft_wrap=True, highlight=False)
-            console.print("[bold red]error:[/]", end=" ")
-            console.print(str(error), markup=False)
-            raise typer.Exit(USAGE_ERROR) from error
-
-
 app = typer.Typer(
     name="sdpo",
-    cls=_Group,
+    cls=SDPOGroup,
     help="Self-Distilled Policy Optimization for the frameworks that train language models.",
     epilog="Start with `sdpo doctor`, then `sdpo demo`. Tab completion: `sdpo --install-completion`.",
     no_args_is_help=True,
@@ -45,6 +29,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_JsonAtEnd = Annotated[
+    bool, typer.Option("--json", help="Print what came of it as JSON; all else goes to the standard error.")
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")]
 
 
@@ -52,12 +39,6 @@ def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"sdpo-plugins {__version__}")
         raise typer.Exit
-
-
-def _complete_task(incomplete: str) -> list[str]:
-    from sdpo_plugins.embedded import task_names
-
-    return [name for name in task_names(family=None) if name.startswith(incomplete)]
 
 
 @app.callback()
@@ -99,13 +80,19 @@ def train_command(
         Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="A recipe: a YAML file with `host: …`.")
     ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Entries of the recipe to change for this run.")
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Entries of the recipe to change for this run.",
+            autocompletion=completion.option_words,
+        ),
     ] = None,
+    json: _JsonAtEnd = False,
 ) -> None:
     """Train as a recipe says, on the host that it names."""
     from sdpo_plugins.cli.run import train
 
-    train(config, overrides or [])
+    train(config, overrides or [], json)
 
 
 @app.command(
@@ -115,16 +102,74 @@ def demo_command(
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each method; 3 or more give means and spread.")] = 1,
     task: Annotated[
         list[str] | None,
-        typer.Option(help="Only this task; may be given several times.", autocompletion=_complete_task),
+        typer.Option(help="Only this task; may be given several times.", autocompletion=completion.tasks),
     ] = None,
     output: Annotated[
         Path, typer.Option(file_okay=False, help="Folder for results.json and the learning curves.")
     ] = Path("runs/demo"),
+    json: _JsonAtEnd = False,
 ) -> None:
     """Train the embedded model by GRPO and by SDPO and compare them."""
     from sdpo_plugins.cli.run import demo
 
-    demo(seeds, task or [], output)
+    demo(seeds, task or [], output, json)
+
+
+@app.command(
+    "config",
+    epilog="Examples: `sdpo config recipes/trl/arithmetic.yaml alpha=1.0` · `sdpo config --preset paper --all` · "
+    "`sdpo config --from trl grpo.yaml --to verl --output run.yaml` · "
+    "`sdpo config --preset paper --to openrlhf model=Qwen/Qwen3-8B > run.sh`",
+)
+def config_command(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="FILE|KEY=VALUE",
+            help="A recipe, a configuration of verl, a YAML or JSON file of SDPO's options, or a script that makes "
+            "them; then entries to change. Behind `--to`, settings of the host count too: `learning_rate=1e-6`.",
+            autocompletion=completion.option_words,
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Start from these named settings.", autocompletion=completion.presets)
+    ] = None,
+    dialect: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="FILE is another project's, with its names and defaults: trl, lasgroup, sdpo-rl or sdpo-trainer.",
+            autocompletion=completion.dialects,
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            help="Write what this host reads: trl (a recipe), verl (a command, or a file), openrlhf (a launch script).",
+            autocompletion=completion.targets,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", dir_okay=False, help="File to write; for verl, .sh is a command, .yaml a file."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs that the run trains on; what the file says, else 1.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Show options that have their default, too.")] = False,
+    json: _Json = False,
+    yaml: Annotated[
+        bool, typer.Option("--yaml", help="Print all options as a flat file, which reads back as the same.")
+    ] = False,
+) -> None:
+    """Show the options that hold and where each comes from; convert files of other projects and hosts."""
+    from sdpo_plugins.cli.config import Request, show_config
+
+    show_config(
+        Request(words or (), preset, dialect, target, output, overwrite, gpus, everything, as_json=json, as_yaml=yaml)
+    )
 
 
 app.command(
@@ -133,6 +178,28 @@ app.command(
     "`sdpo estimate --model Qwen/Qwen2.5-7B --teacher lora_ema --lora-rank 16 --load-in-4bit` · "
     "`sdpo estimate --model Qwen/Qwen3-8B --host verl --ranks 4 --compare`",
 )(estimate_command)
+
+
+app.command(
+    "solve",
+    epilog="Examples: `sdpo solve --scorer math --model Qwen/Qwen3-8B --question-file question.txt --truth 42` · "
+    "`sdpo solve --scorer code --question-file recipes/trl/stale_report.json --max-completion-length 24 "
+    "--learning-rate 1e-3` · `sdpo solve --scorer code --model my/model --dataset train.jsonl --row 17 --budget 2752`",
+)(solve_command)
+
+
+app.command(
+    "report",
+    epilog="Examples: `sdpo report runs/x` · `sdpo report runs/x runs/y --output comparison.html --open` · "
+    "`sdpo report runs/x --watch`",
+)(report_command)
+
+
+app.command(
+    "plot",
+    epilog="Examples: `sdpo plot runs/x` · `sdpo plot runs/sdpo-seed0 runs/sdpo-seed1 runs/grpo --metric accuracy "
+    "--output accuracy.pdf` · `sdpo plot runs/x --rollout 3145731 --style dark`",
+)(plot_command)
 
 
 app.add_typer(
