@@ -52,6 +52,7 @@ def sdpo_divergences() -> Iterable[Divergence]:  # type: ignore[empty-body]
         ... def sdpo_divergences():
         ...     def build(config, options):
         ...         return lambda student, teacher: (teacher.exp() * (teacher - student)).sum(-1)
+        ...
         ...     return [Divergence("plain_forward_kl", "KL(T‖S) without care for −inf.", build)]
     """
 
@@ -70,6 +71,7 @@ def sdpo_selectors() -> Iterable[Selector]:  # type: ignore[empty-body]
         ... def sdpo_selectors():
         ...     def build(config, options):
         ...         return lambda index, candidates, rollouts: candidates[-1]
+        ...
         ...     return [Selector("last", "The last success of the group.", build)]
     """
 
@@ -89,7 +91,9 @@ def sdpo_reprompters() -> Iterable[Reprompter]:  # type: ignore[empty-body]
         ...         def reprompt(rollouts):
         ...             contexts = (TeacherContext(list(r.prompt), active=False) for r in rollouts)
         ...             return TeacherContexts(tuple(contexts), {})
+        ...
         ...         return reprompt
+        ...
         ...     return [Reprompter("nothing", "Every rollout stays inactive.", build)]
     """
 
@@ -107,6 +111,7 @@ def sdpo_scorers() -> Iterable[Scorer]:  # type: ignore[empty-body]
         ... def sdpo_scorers():
         ...     def build(config, options):
         ...         return lambda response, sample: Score(float(response.strip() == sample["answer"]))
+        ...
         ...     return [Scorer("exact", "1 if the answer is the dataset's, else 0.", build)]
     """
 
@@ -124,7 +129,9 @@ def sdpo_teachers() -> Iterable[TeacherStrategy]:  # type: ignore[empty-body]
         ... def sdpo_teachers():
         ...     def build(config, options):
         ...         from my_package import SlowTeacher  # torch only when it is used
+        ...
         ...         return SlowTeacher(rate=config.teacher_update_rate / 10)
+        ...
         ...     return [TeacherStrategy("slow", "An EMA at a tenth of the rate.", build)]
     """
 

@@ -14,6 +14,7 @@ __all__ = ["SOURCES", "prepare"]
 SOURCES: dict[str, Source] = {
     module.SOURCE.name: module.SOURCE for module in (sciknoweval, livecodebench, tooluse, gsm8k, mbpp, jsonl)
 }
+"""Our sources by name."""
 
 
 def prepare(source: str, **options: Any) -> Prepared:

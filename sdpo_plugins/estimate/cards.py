@@ -35,6 +35,7 @@ CARDS = (
     Card("A100, H100", 80, 79.1),
     Card("H200", 141, 139.8),
 )
+"""Common GPUs, by how much a process can use of them."""
 
 
 @dataclass(frozen=True)

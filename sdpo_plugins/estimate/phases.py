@@ -30,6 +30,7 @@ from sdpo_plugins.estimate.precision import precision_of
 __all__ = ["GIB", "Estimate", "Phase", "estimate"]
 
 GIB = 1 << 30
+"""Bytes of a gibibyte."""
 
 # Rows of logits in float32 that sampling one token makes: raw, scaled, filtered, probabilities, …; measured.
 _SAMPLING = 8

@@ -44,8 +44,8 @@ def for_verl(
         **options: The scorer's own.
 
     Returns:
-        compute_score(data_source, solution_str, ground_truth, extra_info, **reward_kwargs) → `score`, `acc`, `feedback`
-        ("" for none) and the scorer's details.
+        `compute_score(data_source, solution_str, ground_truth, extra_info, **reward_kwargs)` → `score`, `acc`,
+        `feedback` ("" for none) and the scorer's details.
 
     Raises:
         ConfigError: Unknown scorer, invalid options.

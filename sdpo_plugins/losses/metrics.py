@@ -18,20 +18,18 @@ __all__ = ["loss_metrics"]
 def loss_metrics(tokens: TokenLosses, mask: Tensor, config: SDPOConfig) -> dict[str, Tensor]:
     """Summarise token losses over the active tokens.
 
-    | metric | meaning | unit |
-    |---|---|---|
-    | `active_tokens` | tokens that carry loss | count |
-    | `active_sequences` | rows with at least one of them | count |
-    | `empty_target_batch` | 1 if there is none, else 0 | flag |
-    | `divergence` | mean divergence before clip and weights; 0 means the teacher equals the student | nats |
-    | `teacher_student_gap` | mean log q(y) − log π(y) of sampled tokens; > 0: the teacher likes them better | nats |
-    | `teacher_student_gap_abs` | mean of its absolute value | nats |
-    | `student_log_prob` | mean log π(y) | nats |
-    | `student_topk_mass`, `teacher_topk_mass` | probability of the top-K entries together | probability |
-    | `importance_ratio` | mean π/π_old before the clip | ratio |
-    | `importance_clip_fraction` | share of tokens whose ratio was clipped | fraction |
-    | `rollout_is_weight` | mean rollout weight | ratio |
-    | `loss_clip_fraction` | share of tokens whose loss was clipped | fraction |
+    - `active_tokens`: tokens that carry loss (count)
+    - `active_sequences`: rows with at least one of them (count)
+    - `empty_target_batch`: 1 if there is none, else 0 (flag)
+    - `divergence`: mean divergence before clip and weights; 0 means the teacher equals the student (nats)
+    - `teacher_student_gap`: mean log q(y) − log π(y) of sampled tokens; > 0: the teacher likes them better (nats)
+    - `teacher_student_gap_abs`: mean of its absolute value (nats)
+    - `student_log_prob`: mean log π(y) (nats)
+    - `student_topk_mass`, `teacher_topk_mass`: probability of the top-K entries together (probability)
+    - `importance_ratio`: mean π/π_old before the clip (ratio)
+    - `importance_clip_fraction`: share of tokens whose ratio was clipped (fraction)
+    - `rollout_is_weight`: mean rollout weight (ratio)
+    - `loss_clip_fraction`: share of tokens whose loss was clipped (fraction)
 
     Args:
         tokens: The token losses `[B, T]`.

@@ -24,7 +24,7 @@ Reduce = Callable[[list[float]], Sequence[float]]
 class Teacher:
     """Base of the teachers; what is left alone gives one that stays as it started.
 
-    Life of a teacher, as a host drives it:
+    Life of a teacher, as a host drives it::
 
         teacher.check_model(model)                  # before the first step
         tensors = local_tensors(model)              # once, on the model as wrapped and sharded for training
