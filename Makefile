@@ -16,17 +16,19 @@ OTHER_HOSTS := tests/verl tests/support/verl_cpu tests/support/verl_recorded.py 
 # Whole runs, each a dozen processes of which mostly one works: two at a time. A file's tests share its runs.
 RUNS ?= 2
 RUNS_PYTEST := -m pytest -o faulthandler_timeout=900 -n $(RUNS) --dist loadfile
+# Tests that stay out of each other's way.
+SIDE_BY_SIDE := tests/core tests/embedded tests/docs tests/browser
 VERL_EVERYWHERE := $(addprefix tests/verl/test_verl_,config.py failures.py install.py prompts.py scorers.py step.py)
 # The supported releases of OpenRLHF before the newest; each gets an environment of its own.
 OPENRLHF_BEFORE ?= 0.10.4 0.11.0 0.11.1
 # Tests of single flags are of the newest one's, some of which have other names before.
 OPENRLHF_EVERYWHERE := $(addsuffix .py,$(addprefix tests/openrlhf/test_openrlhf_,checkpoint controllers experience \
-	failures host_loss launcher parity prompts resume runs samples scorers tokens training))
+	failures host_loss launcher parity prompts records resume runs samples scorers tokens training))
 DOC_EXAMPLES := --doctest-modules --markdown-docs
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-verl demo-openrlhf test test-trl test-trl-oldest test-verl test-verl-oldest test-openrlhf \
-	test-openrlhf-matrix test-fast bench bench-verl lint format clean env-trl
+	test-openrlhf-matrix test-fast docs bench bench-verl lint format clean env-trl
 
 help: ## Say what there is
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,8 +47,9 @@ demo-openrlhf: ## GRPO and SDPO inside of OpenRLHF: Ray, vLLM, DeepSpeed on this
 test: lint test-trl test-verl test-openrlhf ## Lint, types, the examples in docstrings and documents, and every test of every host
 
 test-trl: env-trl ## The core, the examples and the TRL adapter, on the newest TRL
-	@OMP_NUM_THREADS=1 $(TRL)/python $(RUNS_PYTEST) tests/core tests/embedded
-	@$(TRL)/python -m pytest $(DOC_EXAMPLES) $(addprefix --ignore=,tests/core tests/embedded $(OTHER_HOSTS)) \
+	@$(PYTHON) scripts/browser.py
+	@OMP_NUM_THREADS=1 $(TRL)/python $(RUNS_PYTEST) $(SIDE_BY_SIDE)
+	@$(TRL)/python -m pytest $(DOC_EXAMPLES) $(addprefix --ignore=,$(SIDE_BY_SIDE) $(OTHER_HOSTS)) \
 		tests sdpo_plugins adapters README.md docs
 
 test-trl-oldest: ## What must hold on every supported TRL, on the oldest one
@@ -77,6 +80,10 @@ test-openrlhf-matrix: ## What must hold on every supported OpenRLHF, on those be
 
 test-fast: env-trl ## The core's quick tests only
 	@OMP_NUM_THREADS=1 $(TRL)/python $(RUNS_PYTEST) -m "not slow" tests/core
+
+docs: env-trl ## The documentation in build/docs/html; a warning is an error, and nothing is fetched
+	@$(TRL)/python -m sphinx --quiet --fail-on-warning --keep-going --nitpicky -c docs -d build/docs/doctrees . build/docs/html
+	@echo "build/docs/html/index.html"
 
 bench: env-trl ## Memory and time of the loss and of a step, beside other implementations (BENCH=--quick for a try)
 	@$(TRL)/python -m benchmarks $(BENCH)

@@ -29,6 +29,10 @@ STAMP = "sdpo-environment.json"
 HARMLESS = ("nvidia-ml-py",)
 # 5.24 gives state-space models another cache, and lets gradient checkpointing share one: two tests take it for errors.
 TRANSFORMERS = "transformers>=5.20,<5.24"
+# What drives a browser, which scripts/browser.py finds, and looks for what hinders readers.
+BROWSER_TESTS = ("playwright>=1.49", "axe-playwright-python>=0.1.4")
+# Loggers that take pictures.
+TRACKERS = ("tensorboard>=2.16", "trackio>=0.20", "wandb>=0.19")
 # vLLM holds setuptools to 77, whose wheels torch's compiler front end cannot build; so what is compiled comes first.
 BUILD_TOOLS = ("setuptools==79.0.1", "wheel", "ninja", "packaging", "psutil", "py-cpuinfo", "numpy")
 
@@ -102,7 +106,11 @@ def openrlhf(version: str) -> Environment:
 
 
 ENVIRONMENTS = {
-    "trl": Environment(extras=("trl", "feedback", "dev"), torch="torch==2.13.0", pins=("trl==1.16.0", TRANSFORMERS)),
+    "trl": Environment(
+        extras=("demo", "feedback", "docs", "dev"),
+        torch="torch==2.13.0",
+        pins=("trl==1.16.0", TRANSFORMERS, *BROWSER_TESTS, *TRACKERS),
+    ),
     "verl": Environment(extras=("verl", "feedback", "dev"), torch="torch==2.13.0", pins=("verl[verl-core]==0.9.1",)),
     # The oldest verl of the extra `verl`; an extra verl-core it has not.
     "verl-oldest": Environment(extras=("verl", "feedback", "dev"), torch="torch==2.13.0", pins=("verl==0.9.0",)),

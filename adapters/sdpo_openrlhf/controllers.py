@@ -73,7 +73,8 @@ class _SDPOTraining:
         """
         host: Any = super()
         if self._recording is not None:
-            self._recording.pictures.log(self.tensorboard_logger, global_step)
+            board = self.tensorboard_logger
+            self._recording.pictures.log(global_step, writer=None if board is None else board.writer)
             self._recording.metrics(global_step, logs_dict or {})
         host.save_logs_and_checkpoints(global_step, logs_dict, self._with_health(client_states))
 

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from sdpo_openrlhf.pictures import Pictures
 from sdpo_openrlhf.rollouts import Sample
 from sdpo_plugins.config import SDPOConfig
 from sdpo_plugins.records import (
     Pieces,
-    RecordedRollout,
     RunRecorder,
     TokenValues,
     chosen_rows,
@@ -20,6 +18,7 @@ from sdpo_plugins.records import (
     rollout_line,
     token_line,
 )
+from sdpo_plugins.report.pictures import Pictures
 from sdpo_plugins.reprompt import EncodedContext
 from sdpo_plugins.types import Rollout, TeacherContext
 
@@ -68,7 +67,6 @@ class Recording:
         self.pictures = Pictures(config.record_picture_every, warn)
         self._config = config
         self._pieces = Pieces(tokenizer)
-        self._texts: dict[int, Mapping[str, Any]] = {}
         self._recorder = RunRecorder(record_folder(config, args.ckpt.output_dir), config, warn)
         self._recorder.start(
             host=_HOST,
@@ -94,15 +92,14 @@ class Recording:
         """
         lines = [self._line(given) for given in rows]
         self._recorder.lines(lines)
-        self._texts = {line["id"]: line for line in lines}
+        self.pictures.rollouts(lines)
         return {line["row"]: line["id"] for line in lines}
 
     def tokens(self, found: Iterable[TokenValues]) -> None:
         """Record the token values of some of the step's rollouts."""
         lines = [token_line(values, self.step, self._pieces.of(values.used_ids())) for values in found]
         self._recorder.lines(lines)
-        known = [RecordedRollout(self._texts[line["id"]], line) for line in lines if line["id"] in self._texts]
-        self.pictures.batch(self._batch, known)
+        self.pictures.tokens(lines)
 
     def metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Record what the host logs at a step; its sample of a text is no number, and is left out."""

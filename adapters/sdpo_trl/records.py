@@ -26,9 +26,9 @@ from sdpo_plugins.records import (
     token_line,
 )
 from sdpo_plugins.records.capture import Watch
+from sdpo_plugins.report.pictures import Pictures
 from sdpo_plugins.reprompt import EncodedContext
 from sdpo_plugins.types import Rollout, TeacherContext
-from sdpo_trl.pictures import Pictures
 from sdpo_trl.rollouts import ScoredBatch
 
 __all__ = ["FIELD", "RecordCallback", "RunRecords"]
@@ -116,7 +116,8 @@ class RunRecords(RecordCallback):
         super().__init__(config)
         self._config = config
         self._pieces: Pieces | None = None
-        self._pictures = Pictures(config.record_picture_every)
+        self._pictures = Pictures(config.record_picture_every, _warn)
+        self._callbacks: Sequence[Any] | None = None
         self._generated = (-1, 0)
 
     @property
@@ -133,7 +134,7 @@ class RunRecords(RecordCallback):
             main: Whether this is the process that logs.
         """
         self._pieces = Pieces(tokenizer)
-        self._pictures.callbacks = callbacks if main else None
+        self._callbacks = callbacks if main else None
 
     def warning(self, step: int, text: str) -> None:
         """Record what the user was warned of while that step was made."""
@@ -203,7 +204,7 @@ class RunRecords(RecordCallback):
             )
         if self._recorder is not None:
             self._recorder.lines(lines)
-            self._pictures.batch(lines)
+            self._pictures.rollouts(lines)
         return {FIELD: torch.tensor(marks, dtype=torch.int64, device=device)}
 
     def watch(self, inputs: Mapping[str, Any]) -> Watch | None:
@@ -226,6 +227,10 @@ class RunRecords(RecordCallback):
         lines = [token_line(found, _step_of(found.id), self._pieces.of(found.used_ids())) for found in watch.found]
         self._recorder.lines(lines)
         self._pictures.tokens(lines)
+        if self._callbacks is not None:
+            # TensorBoard's callback holds its writer.
+            writers = (getattr(callback, "tb_writer", None) for callback in self._callbacks)
+            self._pictures.log(writer=next((writer for writer in writers if writer is not None), None))
 
     def _number(self, done: int) -> int:
         step, count = self._generated

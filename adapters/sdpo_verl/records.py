@@ -25,9 +25,9 @@ from sdpo_plugins.records import (
     token_line,
 )
 from sdpo_plugins.records.capture import Watch
+from sdpo_plugins.report.pictures import Pictures
 from sdpo_plugins.reprompt import EncodedContext
 from sdpo_plugins.types import Rollout, TeacherContext
-from sdpo_verl.pictures import Pictures
 
 __all__ = ["FIELD", "CapturedTokens", "RecordedBatch", "RunRecords", "group_numbers", "record_field", "rollout_lines"]
 
@@ -138,7 +138,7 @@ class RunRecords:
         """Take the metrics of a step or of a validation, as verl's loggers do."""
         self._step = step
         self._recorder.metrics(step, data)
-        self._pictures.log(self._loggers, step)
+        self._pictures.log(step, writer=getattr(self._loggers.get("tensorboard"), "writer", None), numbered=True)
 
     def warning(self, step: int, text: str) -> None:
         """Record what the user was told."""
@@ -161,7 +161,7 @@ class RunRecords:
     def rollouts(self, batch: RecordedBatch, lines: Sequence[Mapping[str, Any]]) -> None:
         """Write the recorded rollouts of a batch."""
         self._recorder.lines(lines)
-        self._pictures.rollouts(batch.number, lines)
+        self._pictures.rollouts(lines)
 
     def tokens(self, step: int, found: Iterable[TokenValues]) -> None:
         """Write the token values that all ranks found in the last batch."""

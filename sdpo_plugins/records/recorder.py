@@ -97,7 +97,7 @@ class RunRecorder:
                     "host": host,
                     "host_version": host_version,
                     "method": "sdpo" if self._config.enabled and self._config.grpo_weight < 1.0 else "grpo",
-                    "model": model,
+                    "model": _model_name(model),
                     "started": time.time(),
                     "step": step,
                     "ranks": ranks,
@@ -168,6 +168,14 @@ class RunRecorder:
                 f"The run's records can no longer be written ({error}); training goes on without them. Free some "
                 f"space in {self.folder}, or set `record_dir` to another place, or `record` to false."
             )
+
+
+def _model_name(model: str) -> str:
+    """Name the project's own model by its place in the package, wherever that is installed."""
+    try:
+        return str(Path(model).relative_to(Path(__file__).resolve().parents[1]))
+    except ValueError:
+        return model
 
 
 def _is_number(value: Any) -> bool:

@@ -77,6 +77,16 @@ def test_the_header_holds_the_options(tmp_path):
     assert run.end is None
 
 
+def test_the_projects_own_model_is_named_without_its_place(tmp_path):
+    from sdpo_plugins.embedded import checkpoint_path
+
+    recorder = RunRecorder(tmp_path, SDPOConfig())
+    recorder.start(host="trl", host_version="1", model=str(checkpoint_path("text")), step=0, ranks=1)
+    assert read_run(tmp_path).headers[0]["model"] == "embedded/checkpoint"
+    recorder.start(host="trl", host_version="1", model="/models/mine", step=0, ranks=1)
+    assert read_run(tmp_path).headers[0]["model"] == "/models/mine"
+
+
 def test_grpo_runs_say_so(tmp_path):
     _started(tmp_path / "off", enabled=False)
     _started(tmp_path / "one", grpo_weight=1.0)
