@@ -156,7 +156,7 @@ def _sample_base(place: str, arguments: Any, scored: ScoredAttempts, settings: S
     tokenizer = _loaded(AutoTokenizer, place)
     model = _loaded(AutoModelForCausalLM, place, **(arguments.model_init_kwargs or {}))
     model = model.to("cuda" if torch.cuda.is_available() and not arguments.use_cpu else "cpu").eval()
-    return sample_base(model, tokenizer, scored, settings, count)
+    return sample_base(model, tokenizer, arguments, scored, settings, count)
 
 
 def _place(model: str, scorer: str) -> str:

@@ -59,14 +59,17 @@ def train_on(
 
 
 @torch.no_grad()
-def sample_base(model: Any, tokenizer: Any, scored: ScoredAttempts, settings: SolveSettings, count: int) -> bool:
-    """Let an untrained model answer the question, batch by batch.
+def sample_base(
+    model: Any, tokenizer: Any, arguments: Any, scored: ScoredAttempts, settings: SolveSettings, count: int
+) -> bool:
+    """Let an untrained model answer the question, batch by batch, as the trainer samples.
 
     A batch's random numbers depend on the seed and on its place alone, so that a run can go on after any batch.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
+        arguments: TRL's.
         scored: The reward function.
         settings: What to do.
         count: Answers in all, those of an earlier start included.
@@ -76,8 +79,14 @@ def sample_base(model: Any, tokenizer: Any, scored: ScoredAttempts, settings: So
     """
     scored.goal = count
     scored.tell()
-    prompt = tokenizer.apply_chat_template(scored.question.row["prompt"], tokenize=False, add_generation_prompt=True)
+    prompt = tokenizer.apply_chat_template(
+        scored.question.row["prompt"],
+        tokenize=False,
+        add_generation_prompt=True,
+        **(arguments.chat_template_kwargs or {}),
+    )
     ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"].to(model.device)
+    sampling = _sampling(arguments)
     with Interrupt() as interrupt, torch.random.fork_rng():
         while len(scored.attempts) < count and not interrupt.asked:
             # Other numbers than those of the training run, which begins with the seed itself.
@@ -85,12 +94,8 @@ def sample_base(model: Any, tokenizer: Any, scored: ScoredAttempts, settings: So
             output = model.generate(
                 input_ids=ids.repeat(settings.samples, 1),
                 attention_mask=torch.ones_like(ids).repeat(settings.samples, 1),
-                do_sample=True,
-                temperature=settings.temperature,
-                top_k=0,
-                top_p=1.0,
-                max_new_tokens=settings.max_completion_length,
                 pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+                **sampling,
             )[:, ids.size(1) :]
             texts = tokenizer.batch_decode(output, skip_special_tokens=True)
             row = scored.question.row
@@ -101,6 +106,22 @@ def sample_base(model: Any, tokenizer: Any, scored: ScoredAttempts, settings: So
                 **{name: [value] * len(texts) for name, value in row.items() if name != "prompt"},
             )
         return interrupt.asked and len(scored.attempts) < count
+
+
+def _sampling(arguments: Any) -> dict[str, Any]:
+    """Return how the trainer samples; what a model brings along, a repetition penalty say, would count otherwise."""
+    sampling = {
+        "do_sample": True,
+        "temperature": arguments.temperature,
+        "top_p": arguments.top_p,
+        "top_k": arguments.top_k or 0,
+        "repetition_penalty": arguments.repetition_penalty,
+        "max_new_tokens": arguments.max_completion_length,
+    }
+    if arguments.min_p is not None:
+        sampling["min_p"] = arguments.min_p
+    # vLLM's have other names, and the untrained model is sampled without it.
+    return sampling if arguments.use_vllm else {**sampling, **(arguments.generation_kwargs or {})}
 
 
 def last_whole_checkpoint(folder: Path) -> tuple[Path | None, int]:

@@ -86,7 +86,8 @@ def show_config(request: Request) -> None:
         if request.target is not None:
             where = None if request.output is None else str(request.output)
             told["target"] = {"host": request.target, "file": where, "text": text, "notes": written.notes}
-        print(json.dumps(told, indent=2, ensure_ascii=False))
+        # YAML knows dates, JSON does not.
+        print(json.dumps(told, indent=2, ensure_ascii=False, default=str))
         return
     _print(request, source, resolved, known, text, written)
 

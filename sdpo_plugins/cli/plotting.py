@@ -53,8 +53,11 @@ def plot(
     ending = _ending(output, ending)
     if rollout is not None and metrics:
         raise ConfigError("`--rollout` draws the tokens of an answer, `--metric` draws curves: leave one of them out.")
-    folders = list(dict.fromkeys(folder for path in paths for folder in find_runs(path)))
-    runs = [read_run(folder, name=name) for folder, name in zip(folders, run_names(folders), strict=True)]
+    try:
+        folders = list(dict.fromkeys(folder for path in paths for folder in find_runs(path)))
+        runs = [read_run(folder, name=name) for folder, name in zip(folders, run_names(folders), strict=True)]
+    except OSError as error:
+        raise DataError(f"{error.filename or paths[0]} cannot be read ({error.strerror or error}).") from error
     found: dict[str, Any]
     if rollout is not None:
         run, record = _rollout(runs, rollout)

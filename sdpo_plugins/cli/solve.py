@@ -140,7 +140,7 @@ def show_outcome(outcome: Outcome, output: Path, as_json: bool) -> None:
 
 
 def _pairs(texts: Sequence[str], flag: str) -> dict[str, Any]:
-    import yaml
+    from sdpo_plugins.conversion.reading import parse_word
 
     pairs: dict[str, Any] = {}
     problems = []
@@ -149,23 +149,10 @@ def _pairs(texts: Sequence[str], flag: str) -> dict[str, Any]:
         if not equals or not name:
             problems.append(f"{flag} takes key=value, got {text!r}.")
             continue
-        try:
-            pairs[name] = _number(yaml.safe_load(value))
-        except yaml.YAMLError:
-            pairs[name] = value
+        pairs[name] = parse_word(value)
     if problems:
         raise ConfigError(problems)
     return pairs
-
-
-def _number(value: Any) -> Any:
-    """Read 1e-3, too, as a number: in YAML it is a text."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 @contextmanager

@@ -99,7 +99,7 @@ def opened(entries: Mapping[str, Given], path: tuple[str, ...] = ()) -> Iterator
 
 
 def parse_word(text: str) -> Any:
-    """Read a value of a command line as YAML does, with `none` for null and 1e-5 for a number.
+    """Read a value of a command line as YAML does, with 1e-5 for a number.
 
     Args:
         text: The word.

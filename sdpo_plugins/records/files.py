@@ -61,7 +61,8 @@ class BoundedLines:
         """
         if line["kind"] in _THINNED and not self._keeps(int(line["step"])):
             return
-        data = as_json(line).encode() + b"\n"
+        # A text of the environment may hold half of a surrogate pair, which no encoding has.
+        data = as_json(line).encode(errors="replace") + b"\n"
         with open(self.path, "ab", buffering=0) as file:
             file.write(data)
         self._size += len(data)
@@ -77,20 +78,19 @@ class BoundedLines:
         return self._kept[step]
 
     def _thin(self) -> None:
-        lines, _ = read_lines(self.path)
-        steps = sorted({int(line["step"]) for line in lines if line["kind"] in _THINNED})
+        # One line at a time: a file of the largest size would take a gigabyte as objects.
+        heads = [_head(text) for text in _whole_lines(self.path)]
+        steps = sorted({step for kind, step in heads if kind in _THINNED})
         if len(steps) < 2:
             return
         dropped = set(steps[1::2])
         self._stride *= 2
-        mark = {"kind": _MARK, "stride": self._stride}
-        rest = [
-            line
-            for line in lines
-            if line["kind"] != _MARK and not (line["kind"] in _THINNED and int(line["step"]) in dropped)
-        ]
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_bytes(b"".join(as_json(line).encode() + b"\n" for line in [mark, *rest]))
+        with open(temporary, "wb") as file:
+            file.write(as_json({"kind": _MARK, "stride": self._stride}).encode() + b"\n")
+            for (kind, step), text in zip(heads, _whole_lines(self.path), strict=True):
+                if kind is not None and kind != _MARK and not (kind in _THINNED and step in dropped):
+                    file.write(text)
         os.replace(temporary, self.path)
         self._size = self.path.stat().st_size
         # The newest step decides for itself: what is still to come of it has the fate of what was written.
@@ -110,15 +110,11 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """
     found, problems = [], []
     for number, text in enumerate(_whole_lines(path), 1):
-        try:
-            line = json.loads(text)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            problems.append(f"{path}, line {number}, is no JSON ({error}); it was left out.")
-            continue
-        if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
-            problems.append(f"{path}, line {number}, is no record (an object with `kind`); it was left out.")
-            continue
-        found.append(line)
+        line = _record(text)
+        if isinstance(line, str):
+            problems.append(f"{path}, line {number}, {line}; it was left out.")
+        else:
+            found.append(line)
     return found, problems
 
 
@@ -149,6 +145,23 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
                 yield line
 
 
+def _record(text: bytes) -> dict[str, Any] | str:
+    """Return a line's object, or what is wrong with it."""
+    try:
+        line = json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return f"is no JSON ({error})"
+    if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
+        return "is no record (an object with `kind`)"
+    return line
+
+
+def _head(text: bytes) -> tuple[str | None, int]:
+    """Return a line's kind, None if it is no record, and its step."""
+    line = _record(text)
+    return (None, 0) if isinstance(line, str) else (line["kind"], int(line.get("step", 0)))
+
+
 def _cut_torn_end(path: Path) -> None:
     if not path.is_file():
         return
@@ -159,10 +172,5 @@ def _cut_torn_end(path: Path) -> None:
 
 
 def _stride_of(path: Path) -> int:
-    for text in _whole_lines(path):
-        try:
-            line = json.loads(text)
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            return 1
-        return int(line["stride"]) if isinstance(line, dict) and line.get("kind") == _MARK else 1
-    return 1
+    line = _record(next(_whole_lines(path), b""))
+    return int(line["stride"]) if isinstance(line, dict) and line["kind"] == _MARK else 1

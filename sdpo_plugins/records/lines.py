@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -156,7 +157,10 @@ def token_line(values: TokenValues, step: int, pieces: Mapping[int, str]) -> dic
         return [None if number is None else round(number, _DIGITS) for number in numbers]
 
     def tops(rows: Sequence[list[tuple[int, float]] | None]) -> list[Any]:
-        return [None if row is None else [[token, round(value, _DIGITS)] for token, value in row] for row in rows]
+        return [
+            None if row is None else [[token, round(value, _DIGITS)] for token, value in row if math.isfinite(value)]
+            for row in rows
+        ]
 
     return {
         "kind": "tokens",

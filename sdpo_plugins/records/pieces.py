@@ -8,6 +8,7 @@ from typing import Any
 __all__ = ["Pieces"]
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how they spell it
 
 
 class Pieces:
@@ -30,8 +31,10 @@ class Pieces:
 
     def _text(self, token: int) -> str:
         text = str(self._tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
-        if text and _REPLACEMENT not in text:
-            return text
         name = self._tokenizer.convert_ids_to_tokens(token)
+        # Tokenizers of SentencePiece drop the space at the beginning of a text, which a single token is for them.
+        space = " " if str(name).startswith(_SPACE) and not text.startswith(" ") else ""
+        if space + text and _REPLACEMENT not in text:
+            return space + text
         # Ids beyond the tokenizer's are padding of the output layer.
         return f"<{token}>" if name is None else str(name)

@@ -114,7 +114,7 @@ class RunRecorder:
             step: The host's number of the step.
             metrics: Numbers by name; what is no number is left out, and one that is not finite is null in the file.
         """
-        numbers = {name: float(value) for name, value in metrics.items() if _is_number(value)}
+        numbers = {name: number for name, value in metrics.items() if (number := _number(value)) is not None}
         if numbers and self._rank == 0:
             self._write("steps", {"kind": "step", "step": step, "time": time.time(), "metrics": numbers})
 
@@ -150,7 +150,8 @@ class RunRecorder:
     def _end_of_other_ranks(self, writers: int, step: int) -> None:
         """See to the files of ranks that the last start had and this one has not: nobody else would."""
         for path in self.folder.glob("rollouts-*.jsonl"):
-            if int(path.stem.split("-")[1]) < writers:
+            rank = path.stem.removeprefix("rollouts-")
+            if not rank.isdecimal() or int(rank) < writers:  # a copy of somebody's is none of ours
                 continue
             if step == 0:
                 path.unlink()
@@ -178,11 +179,10 @@ def _model_name(model: str) -> str:
         return model
 
 
-def _is_number(value: Any) -> bool:
-    if isinstance(value, (bool, str)) or value is None:
-        return False
-    if isinstance(value, (int, float)):
-        return True
-    # Of torch and numpy; a whole array has no one value.
-    count = getattr(value, "numel", None)
-    return bool((count() if callable(count) else getattr(value, "size", None)) == 1)
+def _number(value: Any) -> float | None:
+    """Return a metric as a number; None if it is none, or several."""
+    if not isinstance(value, (bool, int, float)) and callable(getattr(value, "item", None)):
+        # Of torch and numpy; a whole array has no one value.
+        count = getattr(value, "numel", None)
+        value = value.item() if (count() if callable(count) else getattr(value, "size", None)) == 1 else None
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

@@ -135,7 +135,7 @@ def _figure(record: RecordedRollout, look: Look) -> Any:
         raise DataError(f"A picture of tokens must be at least {20 * _CELL + 2 * _MARGIN:.1f} inches wide.")
     pieces = [tokens["pieces"][str(token)] for token in tokens["ids"][:_MOST]]
     marks = wrapped(pieces, columns)
-    named = disagreements(tokens)
+    named = disagreements({**tokens, **{name: tokens[name][:_MOST] for name in ("student", "teacher")}})
     rest = int(tokens["length"]) - len(pieces)
     lines = [f"{number}  {one.text}" for number, one in enumerate(named, 1)]
     rows = max((mark.row for mark in marks), default=0) + 1
@@ -252,7 +252,7 @@ def _heading(record: RecordedRollout) -> str:
     parts = [
         f"Rollout {record.id}",
         f"step {record.step}",
-        f"reward {line['reward']:g}",
+        "no reward" if line["reward"] is None else f"reward {line['reward']:g}",
         "succeeded" if line.get("success") else "failed",
         f"the teacher read {' and '.join(read) or 'neither demonstration nor feedback'}",
     ]

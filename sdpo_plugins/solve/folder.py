@@ -41,15 +41,20 @@ class RunFolder:
             overwrite: Delete what a run left there. Other files stay.
 
         Raises:
-            ConfigError: The folder holds another run, or something that is none.
+            ConfigError: The folder holds another run, or something that is none, or it cannot be written.
         """
-        wanted = json.loads(json.dumps({"format": _FORMAT, **identity}))
-        empty = not self.path.is_dir() or not any(self.path.iterdir())
-        if overwrite and not empty:
-            self._clear()
-        if overwrite or empty:
-            write_atomically(self.path / "run.json", json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
-            return
+        wanted = json.loads(json.dumps({"format": _FORMAT, **identity}, default=str))
+        try:
+            empty = not self.path.is_dir() or not any(self.path.iterdir())
+            if overwrite and not empty:
+                self._clear()
+            if overwrite or empty:
+                write_atomically(self.path / "run.json", json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
+                return
+        except OSError as error:
+            raise ConfigError(
+                f"{self.path} cannot be written ({error.strerror or error}). Give another folder: --output."
+            ) from error
         there = self._identity()
         differing = [name for name in dict.fromkeys((*there, *wanted)) if there.get(name) != wanted.get(name)]
         if differing:

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 import solve_lives
@@ -21,8 +23,11 @@ from sdpo_plugins.embedded import checkpoint_path
 from sdpo_plugins.embedded.stale import stale_question
 from sdpo_plugins.errors import ConfigError
 from sdpo_plugins.records import read_run
-from sdpo_plugins.solve import AttemptLog, SolveSettings
+from sdpo_plugins.solve import AttemptLog, Question, RunFolder, SolveSettings
 from sdpo_trl.solve import solve
+from sdpo_trl.solve_arguments import training_arguments
+from sdpo_trl.solve_scoring import ScoredAttempts
+from sdpo_trl.solve_steps import sample_base
 
 pytestmark = pytest.mark.slow
 
@@ -153,6 +158,26 @@ def test_answers_in_several_passes_are_one_step_and_the_run_may_go_on_after_a_su
     assert outcome.sdpo.first_success == 7 and outcome.sdpo.successes == 1 and outcome.sdpo.attempts == 16
     assert outcome.curve == ((4, 0.0, None), (8, 1.0, None), (12, 1.0, None), (16, 1.0, None))
     assert outcome.sdpo.solution == AttemptLog(folder / "attempts.jsonl").read()[6].response
+
+
+def test_the_untrained_model_is_sampled_as_the_trainer_samples(tmp_path: Path):
+    """Options of the sampling and of the chat template reach it, and what its own files say of them does not."""
+    place = checkpoint_path()
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    tokenizer.chat_template = "{{ messages[0]['content'] }}{{ more | default('') }}"
+    model = AutoModelForCausalLM.from_pretrained(place).eval()
+    ids = tokenizer("12 + 30 = ", return_tensors="pt", add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        plain = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6)
+    likeliest = tokenizer.decode(plain[0, ids.size(1) :], skip_special_tokens=True)
+    model.generation_config.repetition_penalty = 50.0
+    options = {"use_cpu": True, "top_k": 1, "chat_template_kwargs": {"more": "30 = "}}
+    settings = SolveSettings(samples=2, budget=2, max_completion_length=6, options=options)
+    arguments = training_arguments(settings, tmp_path, steps=1)
+    question = Question([{"role": "user", "content": "12 + "}])
+    scored = ScoredAttempts(question, lambda completions, **_: [0.0] * len(completions), RunFolder(tmp_path), 0.5, 2)
+    assert not sample_base(model, tokenizer, arguments, scored, settings, count=2)
+    assert likeliest and [each.response for each in scored.attempts] == [likeliest] * 2
 
 
 @pytest.mark.parametrize(

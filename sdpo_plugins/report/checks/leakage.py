@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sdpo_plugins.errors import ConfigError
@@ -42,7 +42,7 @@ def leakage(facts: Facts) -> Iterator[Finding]:
     if not facts.is_sdpo or not lines:
         return
     phrases = phrases_of(facts.run.config, lines)
-    hits = [quoted(line, phrases) for line in lines]
+    hits = _quotes(lines, phrases)
     steps = sorted({int(line["step"]) for line in lines})
     early, late = _shares(lines, hits, steps)
     found = [(line, hit) for line, hit in zip(lines, hits, strict=True) if hit is not None]
@@ -112,11 +112,26 @@ def quoted(line: Mapping[str, Any], phrases: list[str]) -> str | None:
         line: A rollout's line.
         phrases: From `phrases_of`.
     """
-    answer = _normal(str(line["response"]))
-    hits = [phrase for phrase in phrases if phrase in answer]
-    if not hits:
-        return None
-    prompt = line["prompt"]
+    return _quotes([line], phrases)[0]
+
+
+def _quotes(lines: Sequence[Mapping[str, Any]], phrases: Sequence[str]) -> list[str | None]:
+    """Look for all phrases at once, by how they begin: a long run has thousands of both."""
+    place = {phrase: number for number, phrase in enumerate(phrases)}
+    by_start: dict[str, list[str]] = {}
+    for phrase in phrases:
+        by_start.setdefault(phrase[:_SHORTEST], []).append(phrase)
+    found = []
+    for line in lines:
+        answer = _normal(str(line["response"]))
+        starts = {answer[at : at + _SHORTEST] for at in range(len(answer) - _SHORTEST + 1)} & by_start.keys()
+        hits = [phrase for start in starts for phrase in by_start[start] if phrase in answer]
+        found.append(_not_asked(sorted(hits, key=place.__getitem__), line["prompt"]) if hits else None)
+    return found
+
+
+def _not_asked(hits: Sequence[str], prompt: Any) -> str | None:
+    """Return the first phrase that does not stand in the student's prompt."""
     known = prompt if isinstance(prompt, str) else " ".join(str(turn["content"]) for turn in prompt)
     return next((phrase for phrase in hits if phrase not in _normal(known)), None)
 

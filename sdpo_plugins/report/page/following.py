@@ -62,10 +62,14 @@ def follow(
         while True:
             began = time.monotonic()
             folders = find()
-            # Taken before reading: what is written meanwhile is seen at the next look.
-            state = [(folder, fingerprint(folder)) for folder in folders]
-            if folders and state != seen:
-                seen, runs = state, [read_run(folder) for folder in folders]
+            try:
+                # Taken before reading: what is written meanwhile is seen at the next look.
+                state = [(folder, fingerprint(folder)) for folder in folders]
+                changed = [read_run(folder) for folder in folders] if state != seen else []
+            except FileNotFoundError:
+                changed = []  # a new run has just cleared the folder; its files are there at the next look
+            if changed:
+                seen, runs = state, changed
                 if all(run.end is not None for run in runs):
                     break
                 write(last=False)

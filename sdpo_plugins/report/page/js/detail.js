@@ -115,7 +115,7 @@ async function showDetail(place, open) {
   if (opened.place !== place) return;
   const { parts, focusToken } = answer(place, found);
   detailView.focusToken = focusToken;
-  const where = [severalRuns && data.names[rollouts.run[place]], `row ${rollouts.row[place]}`, rollouts.group[place] !== null && `group ${rollouts.group[place]}`].filter(Boolean).join(" · ");
+  const where = [severalRuns && data.names[rollouts.run[place]], `row ${rollouts.row[place]}`, rollouts.group[place] !== null && `group ${rollouts.group[place]}`, `rollout ${rollouts.id[place]}`].filter(Boolean).join(" · ");
   const head = make("header", { class: "detail-head" },
     make("h2", {}, `Step ${rollouts.step[place].toLocaleString("en")} `, make("span", { class: "muted", text: where })),
     make("div", { class: "badges" }, badges(place, found)));

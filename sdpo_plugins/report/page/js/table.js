@@ -14,7 +14,7 @@ const SORTS = {
 const opened = { place: null };
 let table = null;
 
-/** A column of numbers: what is missing comes last, whichever way it is sorted. */
+/** A column of numbers; what is missing counts as less than any. */
 const numeric = (name, title, hint, format) => ({
   name, title: [title, hint], type: "num",
   value: (place, kind) => (kind === "display" ? format(rollouts[name][place]) : rollouts[name][place] ?? -Infinity),
