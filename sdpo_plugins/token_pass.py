@@ -16,7 +16,7 @@ from sdpo_plugins.host_term import HostTerm, linear_term
 from sdpo_plugins.inside import Opaque, loss_inside, run_inside
 from sdpo_plugins.losses.fused import FusedRows, LMHead, LogProbTerm, fused_row_losses
 from sdpo_plugins.modes import evaluating
-from sdpo_plugins.records.capture import Logits, Watch, logits_from_hidden, watch_tokens
+from sdpo_plugins.records.capture import Watch, logits_from_hidden, watch_tokens
 
 if TYPE_CHECKING:
     from sdpo_plugins.causal_lm import SplitModel
@@ -153,17 +153,15 @@ def student_loss(
             **common,
         )
         if watch is not None and watch.wanted and found.tokens is not None:
-            shares = [item.share for item in teacher.passes]
-
-            def logits(index: Tensor) -> tuple[Logits, Logits]:
-                known = [part[index] for part in scored.hidden]
-                return (
-                    logits_from_hidden([given.detach()[index]], [head], [1.0], temperature),
-                    logits_from_hidden(known, scored.heads, shares, temperature),
-                )
-
-            distilled = tokens.weights.numel()
-            watch_tokens(watch, tokens.row[:distilled], tokens.position[:distilled], found.tokens.divergence, logits)
+            shares, distilled = [item.share for item in teacher.passes], tokens.weights.numel()
+            watch_tokens(
+                watch,
+                tokens.row[:distilled],
+                tokens.position[:distilled],
+                found.tokens.divergence,
+                logits_from_hidden([given.detach()], [head], [1.0], temperature),
+                logits_from_hidden(scored.hidden, scored.heads, shares, temperature),
+            )
         return found.loss + correction, found
 
     return loss_inside(split.linear, split.linear, inside, states)

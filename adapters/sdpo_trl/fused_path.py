@@ -16,7 +16,7 @@ from sdpo_plugins.losses import FusedRows, LMHead, fused_row_losses, row_weights
 from sdpo_plugins.losses.fused import LogProbTerm
 from sdpo_plugins.modes import evaluating
 from sdpo_plugins.prefix import hidden_behind_prefixes, plan_prefixes
-from sdpo_plugins.records.capture import Logits, Watch, logits_from_hidden, watch_tokens
+from sdpo_plugins.records.capture import Watch, logits_from_hidden, watch_tokens
 from sdpo_plugins.step_metrics import token_sums
 from sdpo_plugins.teacher import local_tensors
 from sdpo_trl.forward import Sequences
@@ -135,15 +135,14 @@ class FusedPath:
                 **common,
             )
             if watch is not None and found.tokens is not None:
-
-                def logits(index: Tensor) -> tuple[Logits, Logits]:
-                    tau, behind = settings.temperature, [part[index] for part in known]
-                    return (
-                        logits_from_hidden([states.detach()[index]], [head], [1.0], tau),
-                        logits_from_hidden(behind, teacher.heads, teacher.shares, tau),
-                    )
-
-                watch_tokens(watch, *batch.places(first, length), found.tokens.divergence, logits)
+                tau = settings.temperature
+                watch_tokens(
+                    watch,
+                    *batch.places(first, length),
+                    found.tokens.divergence,
+                    logits_from_hidden([states.detach()], [head], [1.0], tau),
+                    logits_from_hidden(known, teacher.heads, teacher.shares, tau),
+                )
             return found.loss + correction, found
 
         states = hidden.reshape(-1, hidden.size(-1)).index_select(0, tokens)

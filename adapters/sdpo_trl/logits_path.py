@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sdpo_plugins.losses import aggregate, per_token_losses
 from sdpo_plugins.modes import evaluating
-from sdpo_plugins.records.capture import Logits, Watch, watch_tokens
+from sdpo_plugins.records.capture import Watch, logits_at, watch_tokens
 from sdpo_plugins.step_metrics import token_sums
 from sdpo_plugins.teacher import local_tensors
 from sdpo_trl.forward import Sequences, completion_logits, sampled_log_probs, token_entropies
@@ -107,11 +107,8 @@ class LogitsPath:
         if watch is not None:
             row, position = mask.nonzero(as_tuple=True)
             chosen = losses.divergence[row, position]
-
-            def at(values: Tensor, index: Tensor) -> Logits:
-                return lambda part: _wide(values[row[index[part]], position[index[part]]]) / settings.temperature
-
-            watch_tokens(watch, rows[row], position, chosen, lambda index: (at(student, index), at(teacher, index)))
+            own, theirs = (logits_at(part, row, position, settings.temperature) for part in (student, teacher))
+            watch_tokens(watch, rows[row], position, chosen, own, theirs)
         loss = batch.window.share * aggregate(
             losses.per_token,
             mask,
@@ -134,9 +131,3 @@ class LogitsPath:
         loss = aggregate(kl, mask, config.loss_agg_mode, denominator=denominator, scale_factor=settings.scale_factor)
         counted = torch.where(mask != 0, kl.detach(), torch.zeros_like(kl))
         return settings.beta * batch.window.share * loss, {"kl": counted.sum(), "kl_tokens": mask.sum()}
-
-
-def _wide(logits: Tensor) -> Tensor:
-    """Return a copy without gradient in float32 or wider."""
-    logits = logits.detach()
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

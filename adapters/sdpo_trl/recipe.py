@@ -81,7 +81,7 @@ def train(config: Path, overrides: Sequence[str]) -> dict[str, Any]:
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
         disable_progress_bars()
-    _make_folder(Path(args.output_dir))
+    _make_folder(args.output_dir)
     tokenizer_path = model_path = model_args.model_name_or_path
     if model_path in (None, EMBEDDED):
         family = load_task(recipe.task).family if recipe.task else "text"
@@ -206,9 +206,11 @@ def _check_names(config: Path, overrides: Sequence[str], known: set[str]) -> Non
         raise ConfigError(problems)
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(folder: str | None) -> None:
+    if not folder:
+        raise ConfigError(f"`output_dir` must name a folder, for example runs/mine; got {folder!r}.")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"`output_dir` = {folder} cannot be made: {error.strerror or error}.") from error
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sdpo_plugins.errors import RewardError
 from sdpo_plugins.feedback.trl import answer_of
+from sdpo_plugins.reprompt import reaches
 from sdpo_plugins.solve import Attempt, Question, RunFolder
 from sdpo_plugins.solve.attempts import SDPO, first_success, of_method
 from sdpo_trl.rewards import FeedbackRecorder, reward_name
@@ -84,6 +86,11 @@ class ScoredAttempts:
         rewards = self._reward(completions=completions, **columns)
         feedback = self._recorder.take(len(rewards)) or [None] * len(rewards)
         done = len(self.attempts)
+        if any(reward is None for reward in rewards):
+            raise RewardError(
+                f"The reward function {self.__name__!r} gave no reward (None) for an answer. It must "
+                "give every answer a number."
+            )
         new = [
             Attempt(done + at + 1, self.method, done // self.samples, answer_of(completion), reward, said)
             for at, (completion, reward, said) in enumerate(zip(completions, rewards, feedback, strict=True))
@@ -92,7 +99,7 @@ class ScoredAttempts:
         self.folder.log.append(new)
         self.attempts += new
         if self.method == SDPO and not already and self.solved:
-            self.folder.write_solution(next(each.response for each in new if each.reward >= self.threshold))
+            self.folder.write_solution(next(each.response for each in new if reaches(each.reward, self.threshold)))
         self.tell()
         return [{"score": each.reward, "feedback": each.feedback} for each in new]
 

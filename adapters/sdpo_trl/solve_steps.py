@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import threading
@@ -133,7 +134,8 @@ def last_whole_checkpoint(folder: Path) -> tuple[Path | None, int]:
     Returns:
         (None, 0) if there is none.
     """
-    found = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*") if path.is_dir()}
+    names = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("checkpoint-*"))
+    found = {int(name[1]): path for name, path in names if name and path.is_dir()}
     for step in sorted(found, reverse=True):
         try:
             # The host writes this file last.

@@ -102,7 +102,9 @@ def demo_command(
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each method; 3 or more give means and spread.")] = 1,
     task: Annotated[
         list[str] | None,
-        typer.Option(help="Only this task; may be given several times.", autocompletion=completion.tasks),
+        typer.Option(
+            help="Only this task: sums, facts or programs; may be given several times.", autocompletion=completion.tasks
+        ),
     ] = None,
     output: Annotated[
         Path, typer.Option(file_okay=False, help="Folder for results.json and the learning curves.")

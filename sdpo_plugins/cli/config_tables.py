@@ -47,7 +47,8 @@ def print_options(console: Console, source: Source, resolved: Resolved, known: K
         console.print(f"\n[bold]Settings of {name}[/], which checks them itself")
         host = [(key, plain(one.value), place_of(one)) for key, one in source.host.items()]
         _table(console, ("setting", "value", "from"), host)
-    _print_unread(console, source)
+    if resolved.dialect is None:  # else print_conversion has said it
+        _print_unread(console, source)
 
 
 def print_conversion(

@@ -68,6 +68,7 @@ def diagnose() -> list[Finding]:
         *_dependencies(),
         *_device(),
         *_companions(),
+        *_report(),
         *_sandbox(),
         *_plugins(reports),
         *_hosts(reports),
@@ -170,6 +171,21 @@ def _companions() -> Iterator[Finding]:
     for name in _COMPANIONS:
         installed = _version(name)
         yield Finding(name, "note" if installed is None else "ok", installed or "not installed")
+
+
+def _report() -> Iterator[Finding]:
+    """What `sdpo report` and `sdpo plot` draw with, as the metadata declares it."""
+    try:
+        declared = [Requirement(text) for text in importlib.metadata.requires(DISTRIBUTION) or []]
+    except importlib.metadata.PackageNotFoundError:
+        return  # said among the dependencies
+    wanted = [one for one in declared if one.marker is not None and one.marker.evaluate({"extra": "report"})]
+    found = {one.name: _version(one.name) for one in wanted if not one.marker.evaluate({"extra": ""})}  # type: ignore[union-attr]
+    missing = [name for name, version in found.items() if version is None]
+    if missing:
+        yield Finding("report", "note", f"not installed: {', '.join(missing)}", f"pip install '{DISTRIBUTION}[report]'")
+    else:
+        yield Finding("report", "ok", ", ".join(f"{name} {version}" for name, version in found.items()))
 
 
 def _sandbox() -> Iterator[Finding]:

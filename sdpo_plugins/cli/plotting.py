@@ -53,6 +53,10 @@ def plot(
     ending = _ending(output, ending)
     if rollout is not None and metrics:
         raise ConfigError("`--rollout` draws the tokens of an answer, `--metric` draws curves: leave one of them out.")
+    if rollout is not None and smoothed:
+        raise ConfigError(
+            "`--smooth` is of curves, and `--rollout` draws the tokens of an answer: leave one of them out."
+        )
     try:
         folders = list(dict.fromkeys(folder for path in paths for folder in find_runs(path)))
         runs = [read_run(folder, name=name) for folder, name in zip(folders, run_names(folders), strict=True)]

@@ -22,6 +22,7 @@ __all__ = ["report_command"]
 # A page of fewer rollouts is there before a bar is read.
 _BAR_FROM = 200
 _PAGE = "report.html"
+_EVERY = 5.0
 
 _STATES = {"bad": "[bold red]problem[/]", "warning": "[yellow]warning[/]", "note": "[dim]note[/]"}
 
@@ -38,8 +39,11 @@ def report_command(
         bool, typer.Option("--watch", help="Follow runs until they end; an open page shows what is new.")
     ] = False,
     every: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0.2, help="With --watch: seconds between two looks.")
-    ] = 5.0,
+        float | None,
+        typer.Option(
+            metavar="SECONDS", min=0.2, show_default=f"{_EVERY:g}", help="With --watch: seconds between looks."
+        ),
+    ] = None,
     max_rollouts: Annotated[
         int, typer.Option(min=1, help="How many rollouts the page holds; of more, an even choice.")
     ] = MAX_ROLLOUTS,
@@ -48,10 +52,12 @@ def report_command(
     """Make a page that shows which tokens the teacher approves or rejects, and whether the run is healthy."""
     if watch and as_json:
         raise ConfigError("--json prints one result, --watch goes on: give one of them.")
+    if every is not None and not watch:
+        raise ConfigError(f"--every {every:g} is of --watch, which is not given.")
     target = output or _folder_of(paths[0]) / _PAGE
     try:
         if watch:
-            _follow(paths, target, every, max_rollouts, open_page)
+            _follow(paths, target, every or _EVERY, max_rollouts, open_page)
         else:
             _once(paths, target, max_rollouts, open_page, as_json)
     except OSError as error:

@@ -107,6 +107,8 @@ def read_recipe(config: Path) -> Mapping[str, Any]:
         raise ConfigError(yaml_problem(config, error)) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{config} is not a YAML file: {' '.join(str(error).split())}") from error
+    if recipe is None:
+        raise ConfigError(f"{config} is empty. A recipe begins with the host that runs it, for example `host: trl`.")
     if not isinstance(recipe, Mapping):
         raise ConfigError(f"{config} must hold a mapping of options, got {type(recipe).__name__}.")
     return recipe

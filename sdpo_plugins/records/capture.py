@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdpo_plugins.losses.divergences import accumulation_dtype
 from sdpo_plugins.losses.fused import LMHead
 from sdpo_plugins.losses.fused.matmul import Projection, product_dtype
 from sdpo_plugins.records.lines import TokenValues
 
-__all__ = ["Logits", "Watch", "logits_from_hidden", "logits_from_rows", "watch_tokens"]
+__all__ = ["Logits", "Watch", "logits_at", "logits_from_hidden", "watch_tokens"]
 
-Logits = Callable[[slice], Tensor]
-"""Gives logits/τ `[n, V]` of some of the watched tokens, in float32 or wider."""
+Logits = Callable[[Tensor], Tensor]
+"""For indices `[n]` into the distilled tokens, gives their logits/τ `[n, V]` in float32 or wider."""
 
 # Tokens whose logits over the whole vocabulary are there at once, of both models: 2 · 32 · 152 000 · 4 bytes = 37 MiB.
 _ROWS = 32
@@ -55,7 +56,8 @@ def watch_tokens(
     row: Tensor,
     position: Tensor,
     divergence: Tensor,
-    logits: Callable[[Tensor], tuple[Logits, Logits]],
+    student: Logits,
+    teacher: Logits,
 ) -> None:
     """Put the token values of a micro-batch's recorded rows into `watch.found`.
 
@@ -64,7 +66,8 @@ def watch_tokens(
         row: Row of each distilled token `[M]`.
         position: Its column in `watch.ids` `[M]`; ascending within a row.
         divergence: Of each, in nats `[M]`.
-        logits: For indices `[n]` into the M tokens, gives student's and teacher's logits of these.
+        student: The student's logits.
+        teacher: The teacher's.
     """
     recorded = watch.records.to(row.device)
     for at in (recorded >= 0).nonzero().squeeze(1).tolist():
@@ -74,7 +77,6 @@ def watch_tokens(
         where = position[index]
         first, last = int(where[0]), int(where[-1])
         index = index[where < first + watch.limit]
-        student, teacher = logits(index)
         columns = (position[index] - first).tolist()
         ids = watch.ids[at, first : min(last + 1, first + watch.limit)].to(row.device)
         watch.found.append(
@@ -83,6 +85,7 @@ def watch_tokens(
                 last - first + 1,
                 ids,
                 columns,
+                index,
                 divergence[index],
                 student,
                 teacher,
@@ -97,21 +100,22 @@ def logits_from_hidden(
     """Return logits/τ from hidden states; those of several passes are mixed, Σ share·logits.
 
     Args:
-        states: Of each pass, `[n, H]`.
+        states: Of each pass, `[M, H]`.
         heads: Of each pass.
         shares: Of each pass; they add up to 1.
         tau: Temperature.
     """
+    # Made once for all that is recorded: where a head is not in the type of the products, this copies it.
     passes = [
         (Projection(head, product_dtype(part, head.weight), tau), part, share)
         for part, head, share in zip(states, heads, shares, strict=True)
     ]
 
-    def logits(rows: slice) -> Tensor:
+    def logits(index: Tensor) -> Tensor:
         total: Tensor | None = None
         with torch.autocast(passes[0][1].device.type, enabled=False):
             for projection, part, share in passes:
-                hidden = projection.rows(part[rows])
+                hidden = projection.rows(part[index])
                 out = hidden.new_empty(hidden.shape[0], projection.head.vocabulary, dtype=projection.wide)
                 projection.logits(hidden, out)
                 total = out * share if total is None else total.add_(out, alpha=share)
@@ -121,9 +125,17 @@ def logits_from_hidden(
     return logits
 
 
-def logits_from_rows(values: Tensor, tau: float) -> Logits:
-    """Return logits/τ from logits `[n, V]`."""
-    return lambda rows: values[rows].detach().float() / tau
+def logits_at(values: Tensor, row: Tensor, position: Tensor, tau: float) -> Logits:
+    """Return logits/τ from whole logits.
+
+    Args:
+        values: `[B, T, V]`.
+        row: Of each distilled token `[M]`.
+        position: Of each `[M]`.
+        tau: Temperature.
+    """
+    dtype = accumulation_dtype(values.dtype)
+    return lambda index: values[row[index], position[index]].detach().to(dtype) / tau
 
 
 def _values(
@@ -131,6 +143,7 @@ def _values(
     length: int,
     ids: Tensor,
     columns: list[int],
+    index: Tensor,
     divergence: Tensor,
     student: Logits,
     teacher: Logits,
@@ -142,7 +155,7 @@ def _values(
         rows = slice(start, min(start + _ROWS, len(columns)))
         token = sampled[rows].unsqueeze(-1)
         for name, logits in (("student", student), ("teacher", teacher)):
-            log_probs = logits(rows).log_softmax(-1)
+            log_probs = logits(index[rows]).log_softmax(-1)
             parts[name] += log_probs.gather(-1, token).squeeze(-1).tolist()
             if name == "student":
                 # 0·(−inf) of a masked vocabulary counts nothing.

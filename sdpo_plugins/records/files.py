@@ -96,7 +96,8 @@ class BoundedLines:
         # The newest step decides for itself: what is still to come of it has the fate of what was written.
         for step in self._kept:
             self._kept[step] = self._kept[step] and step not in dropped
-        self._steps_seen = 1 if steps[-1] not in dropped else 2
+        # Half of the old stride's steps lie between two that stay now.
+        self._steps_seen = 1 if steps[-1] not in dropped else self._stride // 2 + 1
 
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -135,7 +136,8 @@ def _finite(value: Any) -> Any:
         return {str(key): _finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(inner) for inner in value]
-    return value
+    # A plug-in's numbers may be numpy's or torch's.
+    return value if value is None or isinstance(value, (str, int)) or not hasattr(value, "tolist") else value.tolist()
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:

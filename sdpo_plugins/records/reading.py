@@ -199,7 +199,7 @@ def _steps(lines: Iterable[Mapping[str, Any]]) -> tuple[Step, ...]:
 def _rollouts(folder: Path, problems: list[str]) -> tuple[RecordedRollout, ...]:
     texts: dict[int, Mapping[str, Any]] = {}
     tokens: dict[int, Mapping[str, Any]] = {}
-    for path in sorted([*folder.glob("rollouts-*.jsonl"), *folder.glob("tokens-*.jsonl")]):
+    for path in sorted(folder.glob("rollouts-*.jsonl")):
         for line in _current(path, problems):
             if line["kind"] == "rollout":
                 texts[int(line["id"])] = line

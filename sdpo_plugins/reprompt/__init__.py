@@ -1,6 +1,6 @@
 """What the teacher reads: who demonstrates, the templates, truncation, and tokenisation. No torch here."""
 
-from sdpo_plugins.reprompt.contexts import build_teacher_contexts, build_template, is_success
+from sdpo_plugins.reprompt.contexts import build_teacher_contexts, build_template, is_success, reaches
 from sdpo_plugins.reprompt.decoding import decode_responses, thinking_opened
 from sdpo_plugins.reprompt.encode import (
     EncodedContext,
@@ -35,6 +35,7 @@ __all__ = [
     "make_render",
     "opens_thinking",
     "prompt_problem",
+    "reaches",
     "remove_thinking",
     "rendered_text",
     "thinking_is_unclosed",

@@ -15,7 +15,7 @@ from sdpo_plugins.reprompt.templates import Template, parse_template
 from sdpo_plugins.reprompt.thinking import remove_thinking, thinking_is_unclosed
 from sdpo_plugins.types import Message, Rollout, Section, TeacherContext, TeacherContexts
 
-__all__ = ["build_teacher_contexts", "build_template", "is_success"]
+__all__ = ["build_teacher_contexts", "build_template", "is_success", "reaches"]
 
 
 def build_teacher_contexts(
@@ -134,9 +134,21 @@ def is_success(rollout: Rollout, config: SDPOConfig, row: int = 0) -> bool:
         value = float(reward)
     except (TypeError, ValueError) as error:
         raise DataError(f"Row {row}: a reward must be a number, got {reward!r} ({type(reward).__name__}).") from error
-    threshold = config.success_reward_threshold
-    # 0.7 from a float32 tensor is 0.69999999: a threshold of 0.7 means it.
-    return value >= threshold or math.isclose(value, threshold, rel_tol=1e-6)
+    return reaches(value, config.success_reward_threshold)
+
+
+def reaches(reward: float, threshold: float) -> bool:
+    """Say whether a reward is a success: at least the threshold, up to the rounding of float32; NaN is none.
+
+    Args:
+        reward: The reward.
+        threshold: `success_reward_threshold`.
+
+    Example:
+        >>> reaches(0.699999988079071, 0.7), reaches(0.69, 0.7)  # the first is 0.7 in float32
+        (True, False)
+    """
+    return reward >= threshold or math.isclose(reward, threshold, rel_tol=1e-6)
 
 
 @dataclass(frozen=True)

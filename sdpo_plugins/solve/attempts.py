@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdpo_plugins.errors import DataError
+from sdpo_plugins.reprompt import reaches
 
 __all__ = ["BASELINE", "METHODS", "SDPO", "Attempt", "AttemptLog", "first_success", "of_method"]
 
@@ -109,4 +110,4 @@ def first_success(attempts: Iterable[Attempt], threshold: float) -> int | None:
         attempts: Of one method.
         threshold: Smallest reward that is a success.
     """
-    return min((each.index for each in attempts if each.reward >= threshold), default=None)
+    return min((each.index for each in attempts if reaches(each.reward, threshold)), default=None)

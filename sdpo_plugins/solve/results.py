@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdpo_plugins.reprompt import reaches
 from sdpo_plugins.solve.attempts import BASELINE, SDPO, Attempt, first_success, of_method
 from sdpo_plugins.solve.discovery import LEVEL, best_of_k, discovery_at_k, rate_interval
 
@@ -137,7 +138,7 @@ def _result(attempts: Sequence[Attempt], threshold: float) -> MethodResult:
     first = first_success(attempts, threshold)
     return MethodResult(
         attempts=len(attempts),
-        successes=sum(each.reward >= threshold for each in attempts),
+        successes=sum(reaches(each.reward, threshold) for each in attempts),
         first_success=first,
         best_reward=max((each.reward for each in attempts), default=None),
         solution=next((each.response for each in attempts if each.index == first), None),

@@ -21,6 +21,7 @@ from sdpo_plugins.cli import app
 FILES = {
     "broken.yaml": "host: trl\nalpha: [1\n",
     "list.yaml": "- host\n",
+    "empty.yaml": "# nothing yet\n",
     "no_host.yaml": "alpha: 1\n",
     "strange_host.yaml": "host: trll\n",
     "binary.yaml": b"\xff\xfe\x00host: trl",
@@ -47,6 +48,7 @@ MISTAKES = [
     ("train folder", ["folder", "is a directory"]),
     ("train broken.yaml", ["broken.yaml", "line 3", "not a YAML file"]),
     ("train list.yaml", ["list.yaml", "mapping", "list"]),
+    ("train empty.yaml", ["empty.yaml is empty", "`host: trl`"]),
     ("train no_host.yaml", ["no_host.yaml", "`host: trl`", "sdpo list"]),
     ("train strange_host.yaml", ["'trll'", "Did you mean 'trl'?"]),
     ("train binary.yaml", ["binary.yaml", "not a YAML file"]),
@@ -67,6 +69,8 @@ MISTAKES = [
     ("config alhpa=1", ["`alhpa`", "Did you mean 'alpha'?"]),
     ("config --from authors options.yaml", ["'authors'", "lasgroup, sdpo-rl"]),
     ("config --to vrl", ["'vrl'", "trl, verl, openrlhf"]),
+    ("config --gpus 2", ["`--gpus 2`", "--to"]),
+    ("config --overwrite alpha=1", ["`--overwrite`", "`--output`"]),
     ("config --gpus 0", ["--gpus", "got '0'"]),
     # data
     ("data gsm8", ["'gsm8'", "gsm8k"]),
@@ -90,16 +94,18 @@ MISTAKES = [
     ("report nowhere", ["nowhere"]),
     ("report folder", ["folder", "records"]),
     ("report folder --max-rollouts 0", ["--max-rollouts", "'0'"]),
+    ("report folder --every 5", ["--every 5", "--watch"]),
     ("report folder --watch --json", ["--watch", "--json"]),
     ("plot", ["sdpo plot --help"]),
     ("plot nowhere", ["nowhere"]),
     ("plot folder", ["folder", "records"]),
+    ("plot folder --rollout 3 --smooth", ["`--rollout`", "`--smooth`"]),
     ("plot folder --metric", ["--metric"]),
     # solve
     ("solve", ["sdpo solve --help"]),
     ("solve --scorer mth --question 1+1", ["'mth'", "'math'"]),
     ("solve --scorer math", ["question"]),
-    ("solve --scorer math --question-file nowhere.txt", ["nowhere.txt"]),
+    ("solve --scorer math --question-file nowhere.txt", ["nowhere.txt cannot be read: No such file or directory."]),
 ]
 COMMANDS = tuple(name for name in typer.main.get_command(app).commands)
 

@@ -16,10 +16,15 @@ from sdpo_plugins import SDPOConfig
 from sdpo_plugins.cli import app
 from sdpo_plugins.errors import ConfigError
 from sdpo_plugins.records import BoundedLines, Pieces, RecordedRollout, RunRecorder, read_lines, read_run, token_line
-from sdpo_plugins.records.capture import Watch, logits_from_rows, watch_tokens
+from sdpo_plugins.records.capture import Watch, logits_at, watch_tokens
 from sdpo_plugins.report.heatmap import token_picture
 from sdpo_plugins.report.page.tokens import packed_tokens
 from sdpo_plugins.solve import RunFolder
+
+
+def flat(logits):
+    """Logits [M, V] as whole logits of one row."""
+    return logits_at(logits.unsqueeze(0), torch.zeros(len(logits), dtype=torch.long), torch.arange(len(logits)), 1.0)
 
 
 def test_an_array_of_one_number_is_a_number(tmp_path):
@@ -53,8 +58,8 @@ def test_a_copy_among_the_records_is_left_alone(tmp_path):
 def test_impossible_tokens_are_no_alternatives():
     logits = torch.tensor([[0.0, 0.0, -torch.inf, -torch.inf]])
     watch = Watch(torch.tensor([0]), torch.tensor([[1]]), alternatives=3, limit=9)
-    rows = logits_from_rows(logits, 1.0)
-    watch_tokens(watch, torch.tensor([0]), torch.tensor([0]), torch.zeros(1), lambda index: (rows, rows))
+    rows = flat(logits)
+    watch_tokens(watch, torch.tensor([0]), torch.tensor([0]), torch.zeros(1), rows, rows)
     line = token_line(watch.found[0], 1, {token: str(token) for token in range(4)})
     assert [sorted(token for token, _ in line[name][0]) for name in ("student_top", "teacher_top")] == [[0, 1], [0, 1]]
     assert packed_tokens(line)["studentTop"]["counts"] == [2]

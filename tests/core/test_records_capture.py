@@ -10,11 +10,16 @@ from sdpo_plugins.embedded import checkpoint_path
 from sdpo_plugins.losses import LMHead, per_token_losses
 from sdpo_plugins.plugins import resolve
 from sdpo_plugins.records import NOT_RECORDED, token_line
-from sdpo_plugins.records.capture import Watch, logits_from_hidden, logits_from_rows, watch_tokens
+from sdpo_plugins.records.capture import Watch, logits_at, logits_from_hidden, watch_tokens
 from sdpo_plugins.teacher import local_tensors
 from sdpo_plugins.token_pass import ChosenTokens, TeacherStates, student_loss
 
 WIDTH, VOCABULARY = 12, 40
+
+
+def flat(logits):
+    """Logits [M, V] as whole logits of one row."""
+    return logits_at(logits.unsqueeze(0), torch.zeros(len(logits), dtype=torch.long), torch.arange(len(logits)), 1.0)
 
 
 def _case(seed=0):
@@ -39,14 +44,8 @@ def test_values_are_those_of_the_whole_distributions(recorded, tau):
     shares = [0.25, 0.75]
     divergence = torch.rand(7)
     watch = Watch(torch.tensor(recorded), ids, alternatives=3, limit=99)
-
-    def logits(index):
-        return (
-            logits_from_hidden([hidden[0][index]], [heads[0]], [1.0], tau),
-            logits_from_hidden([part[index] for part in hidden[1:]], heads[1:], shares, tau),
-        )
-
-    watch_tokens(watch, row, position, divergence, logits)
+    own = logits_from_hidden(hidden[:1], heads[:1], [1.0], tau)
+    watch_tokens(watch, row, position, divergence, own, logits_from_hidden(hidden[1:], heads[1:], shares, tau))
     assert watch.wanted
     assert [values.id for values in watch.found] == [one for one in recorded if one != NOT_RECORDED]
     student = _expected(hidden[0] @ heads[0].weight.t(), tau)
@@ -82,8 +81,8 @@ def test_values_are_those_of_the_whole_distributions(recorded, tau):
 def test_long_answers_are_cut_and_their_length_is_kept():
     row, position, hidden, heads, ids = _case()
     watch = Watch(torch.tensor([4, NOT_RECORDED]), ids, alternatives=2, limit=2)
-    both = logits_from_rows(hidden[0] @ heads[0].weight.t(), 1.0)
-    watch_tokens(watch, row, position, torch.zeros(7), lambda index: (both, both))
+    both = flat(hidden[0] @ heads[0].weight.t())
+    watch_tokens(watch, row, position, torch.zeros(7), both, both)
     (values,) = watch.found
     assert (values.length, len(values.ids), len(values.student), values.mask) == (5, 2, 2, [1, 1])
 
@@ -92,8 +91,8 @@ def test_rows_without_distilled_tokens_are_left_out():
     row, position, hidden, heads, ids = _case()
     watch = Watch(torch.tensor([1, 2]), ids, alternatives=0, limit=9)
     only = row == 1
-    rows = logits_from_rows((hidden[0] @ heads[0].weight.t())[only], 1.0)
-    watch_tokens(watch, row[only], position[only], torch.zeros(3), lambda index: (rows, rows))
+    rows = flat((hidden[0] @ heads[0].weight.t())[only])
+    watch_tokens(watch, row[only], position[only], torch.zeros(3), rows, rows)
     assert [values.id for values in watch.found] == [2]
     assert watch.found[0].student_top[0] == []
 
@@ -102,16 +101,16 @@ def test_a_masked_vocabulary_has_a_finite_entropy():
     logits = torch.zeros(1, 4)
     logits[0, 2:] = -torch.inf
     watch = Watch(torch.tensor([0]), torch.tensor([[1]]), alternatives=4, limit=9)
-    rows = logits_from_rows(logits, 1.0)
-    watch_tokens(watch, torch.tensor([0]), torch.tensor([0]), torch.zeros(1), lambda index: (rows, rows))
+    rows = flat(logits)
+    watch_tokens(watch, torch.tensor([0]), torch.tensor([0]), torch.zeros(1), rows, rows)
     assert watch.found[0].entropy == pytest.approx([0.6931472])
 
 
 def test_a_line_names_every_token_it_uses():
     row, position, hidden, heads, ids = _case()
     watch = Watch(torch.tensor([7, NOT_RECORDED]), ids, alternatives=5, limit=9)
-    both = logits_from_rows((hidden[0] @ heads[0].weight.t())[:4], 1.0)
-    watch_tokens(watch, row, position, torch.zeros(7), lambda index: (both, both))
+    both = flat((hidden[0] @ heads[0].weight.t())[:4])
+    watch_tokens(watch, row, position, torch.zeros(7), both, both)
     values = watch.found[0]
     line = token_line(values, 3, {token: f"t{token}" for token in range(VOCABULARY)})
     used = {str(token) for top in line["student_top"] if top for token, _ in top} | {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import itertools
 import json
 import math
 import re
@@ -15,7 +16,7 @@ import pytest
 from made_records import make_run
 from sdpo_plugins.config import SDPOConfig
 from sdpo_plugins.errors import DataError
-from sdpo_plugins.records import read_run
+from sdpo_plugins.records import Step, read_run
 from sdpo_plugins.report.page import build_page, write_page
 from sdpo_plugins.report.page.facts import changed_options, distinct_names, run_facts
 from sdpo_plugins.report.page.rollouts import chosen_rollouts, detail, summary_columns
@@ -185,6 +186,16 @@ def test_curves_stand_in_one_order_whichever_run_comes_first(tmp_path, run):
     assert {"reward", "gap"} <= set(orders[0])
 
 
+def test_a_long_run_has_as_many_points_as_a_screen(run):
+    steps = tuple(Step(step, 0.0, {"reward": step / 10}) for step in range(1, 10_001))
+    data = json.loads(Scripts(build_page([replace(run, steps=steps)]).html).texts["data"])
+    line = next(curve for curve in data["curves"] if curve["key"] == "reward")["lines"][0]
+    assert 2000 < len(line["steps"]) <= 3000
+    assert line["steps"][-1] == 10_000
+    assert len({after - before for before, after in itertools.pairwise(line["steps"])}) == 1
+    assert line["values"] == [step / 10 for step in line["steps"]]
+
+
 def test_options_that_differ_from_the_defaults():
     config = SDPOConfig(alpha=1.0, distillation_topk=None).to_mapping()
     assert dict(changed_options(config)) == {"alpha": "1.0", "distillation_topk": "null"}
@@ -193,7 +204,7 @@ def test_options_that_differ_from_the_defaults():
 
 def test_runs_of_one_name_are_told_apart(tmp_path, run):
     runs = [replace(run, name="run", folder=tmp_path / part / "run" / "records") for part in ("a", "b")]
-    assert distinct_names([*runs, replace(run, name="other")]) == ["a/run/records", "b/run/records", "other"]
+    assert distinct_names([*runs, replace(run, name="other")]) == ["a/run", "b/run", "other"]
 
 
 def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path):

@@ -12,6 +12,7 @@ __all__ = ["STUDENT"]
 _FALL = 0.05
 _OFTEN_CUT = 0.5
 _SOMETIMES_CUT = 0.1
+_FEW = 0.1
 _LOW_ENTROPY = 0.05
 _MASTERED = 0.9
 _NO_SPREAD = 0.9
@@ -67,7 +68,7 @@ def active(facts: Facts) -> Iterator[Finding]:
         # Where nothing succeeds and no feedback is shown, nothing can be active; that is said already.
         if any(facts.values("accuracy")[-PATIENCE:]) or any(facts.values("success_groups")[-PATIENCE:]):
             yield Finding("active", "bad", "Nothing is active", trouble.text.format(n=idle), trouble.advice)
-    elif trend.late < _SOMETIMES_CUT:
+    elif trend.late < _FEW:
         yield Finding(
             "active",
             "warning",

@@ -32,6 +32,8 @@ ASKED_EVERY_S = 2.0
 
 # Rollouts that are unpacked together when one of them is opened.
 _CHUNK = 20
+# A screen shows no more points of a line.
+_POINTS = 3000
 # Numbers compress little; a higher level takes twice the time for one percent.
 _CHUNK_LEVEL = 6
 
@@ -193,16 +195,27 @@ def _curves(runs: Sequence[RunRecords]) -> tuple[list[dict[str, Any]], dict[str,
             entry = curves.setdefault(
                 curve.key, {"key": curve.key, "title": curve.title, "unit": curve.unit, "help": curve.help, "lines": []}
             )
-            line = {"run": number, "metric": curve.metric, "steps": list(curve.steps), "values": _numbers(curve.values)}
-            entry["lines"].append(line)
+            entry["lines"].append(_line(number, curve.metric, curve.steps, curve.values))
         for metric in sorted({name for step in run.steps for name in step.metrics} - {curve.metric for curve in drawn}):
             steps, values = run.series(metric)
             if steps:
-                line = {"run": number, "metric": metric, "steps": steps, "values": _numbers(values)}
-                others.setdefault(metric, []).append(line)
+                others.setdefault(metric, []).append(_line(number, metric, steps, values))
     # A run that has few of them comes first only by chance.
     ordered = [curves[entry.key] for entry in STANDARD if entry.key in curves]
     return ordered, dict(sorted(others.items()))
+
+
+def _line(run: int, metric: str | None, steps: Sequence[int], values: Sequence[float | None]) -> dict[str, Any]:
+    """Return a run's line of a curve; of a long run evenly chosen points, the last among them."""
+    count = len(steps)
+    every = -(-count // _POINTS) if count else 1
+    picked = range((count - 1) % every if count else 0, count, every)
+    return {
+        "run": run,
+        "metric": metric,
+        "steps": [steps[at] for at in picked],
+        "values": _numbers(values[at] for at in picked),
+    }
 
 
 def _numbers(values: Iterable[float | None]) -> list[float | None]:

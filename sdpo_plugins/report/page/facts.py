@@ -10,6 +10,7 @@ from typing import Any
 
 from sdpo_plugins.config import SDPOConfig
 from sdpo_plugins.records import RunRecords
+from sdpo_plugins.report.naming import run_names
 
 __all__ = ["RunFacts", "changed_options", "distinct_names", "run_facts"]
 
@@ -23,7 +24,6 @@ class RunFacts:
         facts: (what, value) in reading order.
         options: (option, value) of those that differ from their defaults.
         state: "finished", "stopped" or "open" (no end was recorded).
-        warnings: (step, text) of what the run itself warned of.
         problems: Lines of the records that could not be read.
     """
 
@@ -31,7 +31,6 @@ class RunFacts:
     facts: tuple[tuple[str, str], ...]
     options: tuple[tuple[str, str], ...]
     state: str
-    warnings: tuple[tuple[int, str], ...]
     problems: tuple[str, ...]
 
 
@@ -60,7 +59,7 @@ def run_facts(run: RunRecords, name: str) -> RunFacts:
         restarts = ", ".join(str(one.get("step", "?")) for one in run.headers[1:])
         facts.append(("Restarted", f"from step {restarts}"))
     options = changed_options(run.config)
-    return RunFacts(name, tuple(facts), options, state, run.warnings, run.problems)
+    return RunFacts(name, tuple(facts), options, state, run.problems)
 
 
 def changed_options(config: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -82,18 +81,15 @@ def changed_options(config: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def distinct_names(runs: Sequence[RunRecords]) -> list[str]:
-    """Return a name for each run: its own, with as many folders before it as tell it from others.
+    """Return a name for each run: its own, or where several share one, the ends of their paths that differ.
 
     Args:
         runs: The runs.
     """
     names = [run.name for run in runs]
-    parts = [run.folder.resolve().parts for run in runs]
-    for depth in range(1, max((len(each) for each in parts), default=0) + 1):
-        doubled = {name for name in names if names.count(name) > 1}
-        if not doubled:
-            break
-        names = ["/".join(each[-depth:]) if name in doubled else name for name, each in zip(names, parts, strict=True)]
+    shared = [at for at, name in enumerate(names) if names.count(name) > 1]
+    for at, name in zip(shared, run_names([runs[at].folder for at in shared]), strict=True):
+        names[at] = name
     return names
 
 
