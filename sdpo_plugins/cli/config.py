@@ -135,8 +135,6 @@ def _check(request: Request, file: Path | None) -> None:
         problems.append(f"`--output {request.output}` needs a host to write for: --to {', '.join(TARGETS)}.")
     if request.overwrite and request.output is None:
         problems.append("`--overwrite` replaces the file of `--output`, and none is given.")
-    if request.gpus is not None and request.target is None and request.dialect is None:
-        problems.append(f"`--gpus {request.gpus}` is a setting of a host: give it with --to or --from.")
     if request.as_yaml and (request.as_json or request.target is not None):
         problems.append("`--yaml` prints the options alone; give it without --json and --to.")
     if problems:

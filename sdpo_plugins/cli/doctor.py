@@ -179,8 +179,12 @@ def _report() -> Iterator[Finding]:
         declared = [Requirement(text) for text in importlib.metadata.requires(DISTRIBUTION) or []]
     except importlib.metadata.PackageNotFoundError:
         return  # said among the dependencies
-    wanted = [one for one in declared if one.marker is not None and one.marker.evaluate({"extra": "report"})]
-    found = {one.name: _version(one.name) for one in wanted if not one.marker.evaluate({"extra": ""})}  # type: ignore[union-attr]
+    # An extra's requirement is one that holds with the extra and not without.
+    found = {
+        one.name: _version(one.name)
+        for one in declared
+        if one.marker and one.marker.evaluate({"extra": "report"}) and not one.marker.evaluate({"extra": ""})
+    }
     missing = [name for name, version in found.items() if version is None]
     if missing:
         yield Finding("report", "note", f"not installed: {', '.join(missing)}", f"pip install '{DISTRIBUTION}[report]'")

@@ -177,6 +177,8 @@ def test_the_authors_launch_script(file):
     assert settings(found) == {"learning_rate": 1e-6, "rollouts_per_question": 8, "questions_per_batch": 32}
     (unread,) = found["unread"]
     assert "actor_rollout_ref.model.path=$MODEL" in unread and "line 5" in unread
+    shown = run("--from", "lasgroup", file(AUTHORS_SCRIPT, "run.sh"))
+    assert shown.output.count("is known only when the script runs") == 1
 
 
 def test_words_behind_the_file_are_in_its_vocabulary(file):

@@ -43,6 +43,18 @@ def test_it_reports_the_versions_that_are_installed():
     assert found["host trl"]["found"].startswith(importlib.metadata.version("trl"))
 
 
+@pytest.mark.parametrize("name", ["pluggy", "not-yet-made"])
+def test_it_reports_what_the_report_draws_with(monkeypatch, name):
+    declared = ["typer>=0.15.1", f'{name}>=1; extra == "report"', 'other; extra == "verl"']
+    monkeypatch.setattr(importlib.metadata, "requires", lambda distribution: declared)
+    found = findings()["report"]
+    if name == "pluggy":
+        assert (found["state"], found["found"]) == ("ok", f"pluggy {importlib.metadata.version('pluggy')}")
+    else:
+        assert (found["state"], found["found"]) == ("note", "not installed: not-yet-made")
+        assert found["advice"] == "pip install 'sdpo-plugins[report]'"
+
+
 def test_it_reports_the_device():
     device = findings()["torch device"]["found"]
     assert ("CUDA" in device) == torch.cuda.is_available()

@@ -69,7 +69,6 @@ MISTAKES = [
     ("config alhpa=1", ["`alhpa`", "Did you mean 'alpha'?"]),
     ("config --from authors options.yaml", ["'authors'", "lasgroup, sdpo-rl"]),
     ("config --to vrl", ["'vrl'", "trl, verl, openrlhf"]),
-    ("config --gpus 2", ["`--gpus 2`", "--to"]),
     ("config --overwrite alpha=1", ["`--overwrite`", "`--output`"]),
     ("config --gpus 0", ["--gpus", "got '0'"]),
     # data

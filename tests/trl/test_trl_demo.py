@@ -166,6 +166,9 @@ def test_a_recipes_mistakes_are_messages_not_stack_traces(tmp_path: Path) -> Non
     assert done.returncode == 2
     assert "alhpa" in done.stderr
     assert "Traceback" not in done.stderr
+    done = sdpo("train", str(recipe), "output_dir=")
+    assert done.returncode == 2 and "`output_dir` must name a folder" in done.stderr
+
     done = sdpo("train", str(recipe), "alpha=1.7", f"output_dir={tmp_path}")
     assert done.returncode == 2
     assert "`alpha` must lie in [0, 1], got 1.7" in done.stderr.replace("\n", " ")
