@@ -7,6 +7,7 @@ import json
 from fractions import Fraction
 
 import pytest
+import transformers
 import yaml
 from trl import GRPOConfig, ModelConfig
 from typer.testing import CliRunner
@@ -145,7 +146,16 @@ def test_bfloat16_on_a_cpu_is_said_in_our_words(tmp_path):
         parse(tmp_path / "recipe.yaml", ())
 
 
-def test_bars_are_for_a_terminal(tmp_path, monkeypatch):
+@pytest.fixture
+def talkative():
+    """transformers as it starts: whoever silenced it in this process would have its bars go, too."""
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_warning()
+    yield
+    transformers.utils.logging.set_verbosity(before)
+
+
+def test_bars_are_for_a_terminal(tmp_path, monkeypatch, talkative):
     path = tmp_path / "recipe.yaml"
     path.write_text("host: trl\ntask: sums\noutput_dir: x\n")
     shown = {}
