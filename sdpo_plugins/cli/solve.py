@@ -140,7 +140,7 @@ def show_outcome(outcome: Outcome, output: Path, as_json: bool) -> None:
 
 
 def _pairs(texts: Sequence[str], flag: str) -> dict[str, Any]:
-    from sdpo_plugins.conversion.reading import parse_word
+    from sdpo_plugins.conversion.documents import parse_word
 
     pairs: dict[str, Any] = {}
     problems = []

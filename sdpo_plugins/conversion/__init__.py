@@ -1,7 +1,7 @@
 """From one project's options to another's: SDPO's own, and the host's settings through one table (`settings`)."""
 
+from sdpo_plugins.conversion.documents import Given
 from sdpo_plugins.conversion.hosts import HOST_NAMES
-from sdpo_plugins.conversion.reading import Given
 from sdpo_plugins.conversion.resolution import Became, Origin, Resolved, resolve
 from sdpo_plugins.conversion.settings import SETTINGS, TARGETS, Setting
 from sdpo_plugins.conversion.sources import Source, read_source

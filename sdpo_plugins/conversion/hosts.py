@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from sdpo_plugins.conversion.reading import Given
+from sdpo_plugins.conversion.documents import Given
 from sdpo_plugins.conversion.settings import SETTINGS, Setting
 from sdpo_plugins.conversion.values import Found, converted, shown
 

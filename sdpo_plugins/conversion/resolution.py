@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdpo_plugins.config import SDPOConfig
-from sdpo_plugins.conversion.reading import Given
+from sdpo_plugins.conversion.documents import Given
 from sdpo_plugins.conversion.sources import Source
 from sdpo_plugins.dialects import traced_translation
 from sdpo_plugins.errors import ConfigError

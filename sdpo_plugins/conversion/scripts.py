@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sdpo_plugins.conversion.reading import Document, Given, parse_word
+from sdpo_plugins.conversion.documents import Document, Given, parse_word
 from sdpo_plugins.errors import ConfigError
 
 __all__ = ["OF_HOST", "OF_SDPO", "read_python", "read_shell"]

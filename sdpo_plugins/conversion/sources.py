@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from sdpo_plugins._dialect_tables import DIALECTS, SHARED_ROWS
 from sdpo_plugins.config import SDPOConfig
-from sdpo_plugins.conversion.reading import Document, Given, opened, parse_word, read_document
+from sdpo_plugins.conversion.documents import Document, Given, opened, parse_word
+from sdpo_plugins.conversion.reading import read_document
 from sdpo_plugins.conversion.scripts import OF_SDPO
 from sdpo_plugins.conversion.settings import SETTINGS
 from sdpo_plugins.conversion.trl import RECIPE_KEYS, TRL_KEYS

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sdpo_plugins.conversion.documents import Given
 from sdpo_plugins.conversion.hosts import (
     Read,
     Written,
@@ -16,7 +17,6 @@ from sdpo_plugins.conversion.hosts import (
     without,
     write_by_name,
 )
-from sdpo_plugins.conversion.reading import Given
 from sdpo_plugins.conversion.settings import SETTINGS
 from sdpo_plugins.conversion.values import Found
 
